@@ -1,0 +1,1 @@
+"""Who can produce a Trace."""

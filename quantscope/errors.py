@@ -1,0 +1,99 @@
+"""Everything quantscope raises on purpose.
+
+    QuantscopeError                       exit code 2, one paragraph, never a traceback
+    ├── UsageError                        options that contradict each other, empty prompt, token id out of range
+    │   └── PromptError                   empty, longer than the context, id ≥ n_vocab, undecodable text
+    ├── ModelFileError                    the file (or folder) cannot be used
+    │   ├── MissingFileError              no such file, a folder without config.json, a missing shard
+    │   ├── NotAModelError                not a GGUF file and not a Hugging Face folder
+    │   ├── UnsupportedVersionError       GGUF v1, big-endian GGUF, a future version
+    │   ├── TruncatedFileError            the header or a tensor ends past the end of the file
+    │   ├── CorruptFileError              a header that contradicts itself
+    │   └── UnsupportedTypeError          a tensor type this program does not know
+    ├── TensorError                       one tensor's values or shape
+    │   ├── MissingTensorError            the architecture needs it, the file lacks it
+    │   ├── ShapeError                    expected and found shapes differ
+    │   ├── NonFiniteError                NaN or infinity where numbers must be finite
+    │   └── BlockError                    no block of this type fits the rows
+    ├── UnsupportedArchitectureError      named, with the list of supported ones
+    ├── UnsupportedFeatureError           a metadata key that changes the forward and is not implemented
+    └── MissingExtraError                 an optional package is not installed; names the command that installs it
+
+A message names the subject, what was expected and found, the likely cause and the next command, in one paragraph.
+"""
+
+from __future__ import annotations
+
+
+class QuantscopeError(Exception):
+    """Base of all expected errors; ``str(error)`` is ready to print."""
+
+    exit_code = 2
+
+
+class UsageError(QuantscopeError):
+    pass
+
+
+class PromptError(UsageError):
+    pass
+
+
+class ModelFileError(QuantscopeError):
+    pass
+
+
+class MissingFileError(ModelFileError):
+    pass
+
+
+class NotAModelError(ModelFileError):
+    pass
+
+
+class UnsupportedVersionError(ModelFileError):
+    pass
+
+
+class TruncatedFileError(ModelFileError):
+    pass
+
+
+class CorruptFileError(ModelFileError):
+    pass
+
+
+class UnsupportedTypeError(ModelFileError):
+    pass
+
+
+class TensorError(QuantscopeError):
+    pass
+
+
+class MissingTensorError(TensorError):
+    pass
+
+
+class ShapeError(TensorError):
+    pass
+
+
+class NonFiniteError(TensorError):
+    pass
+
+
+class BlockError(TensorError):
+    pass
+
+
+class UnsupportedArchitectureError(QuantscopeError):
+    pass
+
+
+class UnsupportedFeatureError(QuantscopeError):
+    pass
+
+
+class MissingExtraError(QuantscopeError):
+    pass

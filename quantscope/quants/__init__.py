@@ -1,0 +1,1 @@
+"""Bytes to float32 and back, for every ggml tensor type."""
