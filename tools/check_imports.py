@@ -12,10 +12,12 @@ import ast
 import sys
 from pathlib import Path
 
+# fmt: off
 LAYERS = (
-    "errors qtypes sources quants recipes tokenizers arch weights model lockstep trace engines importers "
-    "metrics results compare diagnose remedy findings store study report cli"
-).split()
+    "errors", "qtypes", "sources", "quants", "recipes", "tokenizers", "arch", "weights", "model", "lockstep", "trace", "engines",
+    "importers", "metrics", "results", "compare", "diagnose", "remedy", "findings", "store", "study", "report", "cli",
+)
+# fmt: on
 PACKAGE = "quantscope"
 
 

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tools.demo_gguf import perplexity, write_card, write_gguf
+
 BOS = 1
 
 
@@ -164,20 +166,20 @@ def optimizers(model: DemoModel, lr: float, muon_lr: float) -> list[torch.optim.
     ]
 
 
-def train(c: DemoConfig, ids: np.ndarray, args: argparse.Namespace, checkpoint: Path) -> DemoModel:
+def train(c: DemoConfig, ids: np.ndarray, args: argparse.Namespace, checkpoint: Path) -> tuple[DemoModel, list[float]]:
     torch.manual_seed(args.seed)
     generator = np.random.default_rng(args.seed)
     model = DemoModel(c)
     opts = optimizers(model, args.lr, args.muon_lr)
     peaks = [o.param_groups[0]["lr"] for o in opts]
     per_epoch = (len(ids) - c.n_ctx) // (c.n_ctx - 1) // args.batch
-    start = 0
+    start, losses = 0, list[float]()
     if checkpoint.exists():
         saved = torch.load(checkpoint)
         model.load_state_dict(saved["model"])
         for o, s in zip(opts, saved["optimizers"], strict=True):
             o.load_state_dict(s)
-        start = saved["step"]
+        start, losses = saved["step"], saved["losses"]
     step_fn = torch.compile(loss_of) if args.compile else loss_of
     epoch_rows = np.empty(0)
     t0, seen = time.time(), 0
@@ -197,13 +199,14 @@ def train(c: DemoConfig, ids: np.ndarray, args: argparse.Namespace, checkpoint: 
             o.step()
             o.zero_grad(set_to_none=True)
         seen += batch.numel()
+        losses.append(loss.item())
         if step % 20 == 0 or step == args.steps - 1:
             print(f"step {step}/{args.steps} loss {loss.item():.4f} {seen / (time.time() - t0):.0f} tokens/s", flush=True)
         if step % 100 == 99:
-            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts], "step": step + 1}
+            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts], "step": step + 1, "losses": losses}
             torch.save(state | {"config": asdict(c)}, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
-    return model
+    return model, losses
 
 
 def loss_of(model: DemoModel, batch: Tensor) -> Tensor:
@@ -212,17 +215,55 @@ def loss_of(model: DemoModel, batch: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten())
 
 
-def main() -> None:
+def held_out_windows(ids: np.ndarray, n: int) -> Tensor:
+    """Disjoint windows of n tokens in order, the first token of each replaced by BOS, as llama-perplexity cuts a text."""
+    rows = ids[: len(ids) // n * n].reshape(-1, n).copy()
+    rows[:, 0] = BOS
+    return torch.from_numpy(rows).long()
+
+
+def as_stored(model: DemoModel) -> DemoModel:
+    """The model with its matrices rounded to F16, as the GGUF file holds them."""
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 2:
+                p.copy_(p.half().float())
+    return model
+
+
+def publish(model: DemoModel, vocabulary: bytes, losses: list[float], args: argparse.Namespace) -> None:
+    """GGUF and model card into ``--out``."""
+    model = as_stored(model)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_gguf(args.out / "demo-f16.gguf", model, vocabulary)
+    text = encode(vocabulary, args.eval.read_text("utf-8"), lines=1 << 30)
+    ppl, scored = perplexity(model, held_out_windows(np.concatenate([[BOS], text]), model.c.n_ctx))
+    tokens = args.steps * args.batch * model.c.n_ctx
+    facts = {
+        "seed": args.seed, "steps": args.steps, "tokens_per_step": args.batch * model.c.n_ctx, "tokens": tokens / 1e6,
+        "epochs": tokens / args.n_train_tokens, "loss": float(np.mean(losses[-100:])), "ppl": ppl, "scored": scored,
+    }  # fmt: skip
+    write_card(args.out / "demo-model-card.md", model, vocabulary, facts)
+    print(f"held-out perplexity {ppl:.2f} over {scored} tokens; wrote {args.out}")
+
+
+def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--text", type=Path, required=True)
-    p.add_argument("--work", type=Path, default=Path("build/demo"))
+    p.add_argument("--text", type=Path, required=True, help="training text, UTF-8")
+    p.add_argument("--eval", type=Path, required=True, help="held-out text, UTF-8, for the perplexity in the model card")
+    p.add_argument("--out", type=Path, default=Path("quantscope/data"))
+    p.add_argument("--work", type=Path, default=Path("build/demo"), help="vocabulary, token ids and checkpoint")
     p.add_argument("--steps", type=int, default=2000)
-    p.add_argument("--batch", type=int, default=16)
-    p.add_argument("--lr", type=float, default=3e-3)
-    p.add_argument("--muon-lr", type=float, default=3e-3)
+    p.add_argument("--batch", type=int, default=8)
+    p.add_argument("--lr", type=float, default=3e-3, help="peak for embeddings, head and norms (AdamW)")
+    p.add_argument("--muon-lr", type=float, default=3e-3, help="peak for the matrices inside the layers (Muon)")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--compile", action="store_true")
-    args = p.parse_args()
+    p.add_argument("--compile", action="store_true", help="torch.compile the training step: about a quarter faster after a minute")
+    return p.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     c = DemoConfig()
     args.work.mkdir(parents=True, exist_ok=True)
     spm = args.work / "spm.model"
@@ -232,8 +273,10 @@ def main() -> None:
     if not ids_file.exists():
         np.save(ids_file, encode(spm.read_bytes(), args.text.read_text("utf-8")))
     ids = np.load(ids_file)
+    args.n_train_tokens = len(ids)
     print(f"{len(ids)} tokens")
-    train(c, ids, args, args.work / "checkpoint.pt")
+    model, losses = train(c, ids, args, args.work / "checkpoint.pt")
+    publish(model, spm.read_bytes(), losses, args)
 
 
 if __name__ == "__main__":
