@@ -1,0 +1,266 @@
+"""What a study asks for and what it found: plain frozen data, and its JSON form (docs/study-json.md).
+
+Nothing is computed here.  ``Study.to_json`` gives the content of study.json, ``Study.from_json`` reads it back, losslessly:
+JSON has no NaN and no infinity, so such a number becomes ``null`` and its path and value are listed under ``non_finite``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
+
+from quantscope.errors import CorruptFileError, UnsupportedVersionError
+
+STUDY_VERSION = 1
+DEFAULT_TYPES = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
+DEFAULT_PROMPT = "Once upon a time"
+
+
+class Progress(Protocol):
+    """Called as work goes on: ``progress("layers", 3, 10)``; ``done`` runs from 0 to ``total``."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What to study.  One model and ``types``: quantized in memory.  Several models: each file is a variant as it is."""
+
+    models: tuple[str, ...]
+    types: tuple[str, ...] = ()  # presets or tensor types; empty: the files as they are
+    ref: str | None = None  # the original, when it is not models[0]
+    prompt: str | None = None
+    tokens: tuple[int, ...] | None = None
+    text: Path | None = None  # UTF-8 file for KL divergence and perplexity
+    n_ctx: int = 512  # [tokens] per chunk of the text
+    n_chunks: int | None = None  # None: all of the text
+    positions: Literal["all", "last"] = "all"
+    device: str = "cpu"
+    dtype: Literal["float32", "float64"] = "float32"
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One greedily generated token; ``rank`` 1 is the largest logit."""
+
+    text: str
+    id: int
+    logit: float | None
+    rank: int | None  # among this variant's own logits
+    rank_in_original: int | None = None  # among the original's logits for the same context; None without an original
+    prob: float | None = None
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A cell that stands out: its |mean|/RMS is ``times`` the median of the same cell in the other variants."""
+
+    cell: str  # name of the LayerRow field, "swiglu_mean"
+    mean_to_rms: float  # |mean| / RMS of this cell
+    median_of_others: float
+    times: float  # mean_to_rms / median_of_others; inf where the median is 0
+    n_others: int
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of one variant.  RMS and mean over all positions and channels of the tap, as in DESIGN's table quantities."""
+
+    layer: int
+    input_rms: float
+    output_rms: float
+    mean: float  # of the layer's output
+    rms_growth: float | None = None  # output_rms / output_rms of the first layer
+    swiglu_rms: float | None = None
+    swiglu_mean: float | None = None
+    nmse: float | None = None  # of the layer's output against the original's; None without an original, and for the original
+    sqnr_db: float | None = None  # inf where identical
+    cos_sim: float | None = None
+    flags: tuple[Flag, ...] = ()
+
+
+@dataclass(frozen=True)
+class LogitStats:
+    """Logits of a variant against the original's, over ``n_positions`` positions; ± are standard errors of the mean."""
+
+    n_positions: int
+    kl_nats: float | None = None  # mean KL(original ‖ variant); None for the original and without one
+    kl_nats_se: float | None = None
+    kl_nats_median: float | None = None
+    kl_nats_p99: float | None = None
+    kl_nats_max: float | None = None
+    top1_agree: float | None = None  # fraction of positions with the same top token
+    top1_agree_se: float | None = None
+    rms_dp: float | None = None  # RMS change of the probability of the token that follows
+    ppl: float | None = None  # perplexity; None without a text
+    ppl_se: float | None = None
+    ln_ppl_ratio: float | None = None  # ln(ppl / ppl of the original), paired by position
+    ln_ppl_ratio_se: float | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One set of weights that went through the model; the original is a variant too."""
+
+    name: str
+    types: dict[str, str]  # tensor name → type; empty when unknown
+    file_bytes: int | None  # measured, or computed for a variant that was quantized in memory
+    bpw: float | None  # bits per weight, over all tensors
+    generated: tuple[Generated, ...] = ()
+    layers: tuple[LayerRow, ...] = ()
+    logits: LogitStats | None = None
+    path: str | None = None  # None: quantized in memory
+
+    def type_counts(self) -> dict[str, int]:
+        """Tensors per type, most frequent first."""
+        names = list(self.types.values())
+        return {t: names.count(t) for t in sorted(set(names), key=lambda t: (-names.count(t), t))}
+
+
+@dataclass(frozen=True)
+class PromptInfo:
+    """What the layer tables and the generated tokens were computed on."""
+
+    text: str | None  # None when token ids were given
+    ids: tuple[int, ...]
+    positions: Literal["all", "last"] = "all"
+    pieces: tuple[str, ...] = ()  # the text of each id
+
+
+@dataclass(frozen=True)
+class TextInfo:
+    """What KL divergence and perplexity were computed on."""
+
+    path: str
+    n_tokens: int
+    n_ctx: int
+    n_chunks: int
+    n_scored: int
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the studied model is."""
+
+    name: str
+    arch: str
+    n_layer: int
+    n_embd: int
+    n_vocab: int
+    n_params: int
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence (or a few) with the numbers it rests on."""
+
+    id: str
+    text: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything one study found; ``original`` names the variant the others are compared with, None when there is none."""
+
+    version: int
+    original: str | None
+    variants: tuple[Variant, ...]
+    findings: tuple[Finding, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+    model: ModelInfo | None = None
+    prompt: PromptInfo | None = None
+    text: TextInfo | None = None
+    notes: tuple[str, ...] = ()  # what was left out or approximated, one line each: nothing is silent
+
+    def variant(self, name: str) -> Variant:
+        return next(v for v in self.variants if v.name == name)
+
+    @property
+    def reference(self) -> Variant | None:
+        """The original's own results."""
+        return None if self.original is None else self.variant(self.original)
+
+    @property
+    def quantized(self) -> tuple[Variant, ...]:
+        """Every variant but the original."""
+        return tuple(v for v in self.variants if v.name != self.original)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready content of study.json; NaN and ±inf become null and are listed under ``non_finite``."""
+        found: dict[str, str] = {}
+        data = _finite(dataclasses.asdict(self), "", found)
+        assert isinstance(data, dict)
+        return data | {"non_finite": found}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Study:
+        """The study a study.json holds; unknown fields are ignored, as fields may be added within a version.
+
+        Raises UnsupportedVersionError for another version, CorruptFileError for content that is not a study.
+        """
+        version = data.get("version") if isinstance(data, dict) else None
+        if version != STUDY_VERSION:
+            raise UnsupportedVersionError(
+                f"study.json: expected version {STUDY_VERSION}, found {version!r}. It was probably written by another version "
+                f"of quantscope: run `quantscope study` again, or install the version that wrote it."
+            )
+        try:
+            study = _build(cls, _restored(data))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+            raise CorruptFileError(
+                f"study.json: expected the fields described in docs/study-json.md, but {type(e).__name__}: {e}. "
+                f"The file was probably edited or cut short: run `quantscope study` again."
+            ) from e
+        assert isinstance(study, cls)
+        return study
+
+
+def _finite(value: Any, path: str, found: dict[str, str]) -> Any:
+    """A copy of plain data without NaN and ±inf; those are noted in ``found`` as path → "nan", "inf" or "-inf"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        found[path] = str(value)
+        return None
+    if isinstance(value, dict):
+        return {k: _finite(v, f"{path}/{k}", found) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v, f"{path}/{i}", found) for i, v in enumerate(value)]
+    return value
+
+
+def _restored(data: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of ``_finite``: a copy with the listed numbers put back."""
+
+    def copied(value: Any, path: str) -> Any:
+        if value is None and path in found:
+            return float(found[path])
+        if isinstance(value, dict):
+            return {k: copied(v, f"{path}/{k}") for k, v in value.items()}
+        if isinstance(value, list):
+            return [copied(v, f"{path}/{i}") for i, v in enumerate(value)]
+        return value
+
+    found: dict[str, str] = data.get("non_finite", {})
+    out = copied(data, "")
+    assert isinstance(out, dict)
+    return out
+
+
+def _build(kind: Any, value: Any) -> Any:
+    """An instance of a type hint made of the dataclasses above from plain JSON data."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = get_type_hints(kind)
+        known = {f.name: _build(hints[f.name], value[f.name]) for f in dataclasses.fields(kind) if f.name in value}
+        return kind(**known)
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _build(next(a for a in args if a is not type(None)), value)
+    if origin is tuple:
+        return tuple(_build(args[0], v) for v in value)
+    if kind is float:
+        return float(value)
+    return value
