@@ -54,20 +54,21 @@ def sqnr_db(ref: Tensor, test: Tensor) -> Tensor:
     ref, test: [..., E], any float dtype; sums in float64.  Returns [...], dB; +inf where identical.
     Raises ShapeError when the shapes differ.  Source: textbook definition, as in torchao's compute_sqnr.
     """
-    return nmse(ref, test).log10() * -10
+    return nmse(ref, test).log10().mul(-10)
 
 
 def cos_sim(ref: Tensor, test: Tensor) -> Tensor:
     """Cosine similarity, Σ ref·test / sqrt(Σ ref² · Σ test²).
 
-    ref, test: [..., E], any float dtype; sums in float64.  Returns [...], in −1 … 1; NaN where either is all zero, for a
-    zero vector has no direction.
+    ref, test: [..., E], any float dtype; sums in float64.  Returns [...], in −1 … 1; 1 where both are all zero, 0 where one
+    is, as a zero vector has no direction.
     Raises ShapeError when the shapes differ.
     """
     same_shape(ref, test)
     r, t = ref.double(), test.double()
-    # two square roots, not the root of the product: that would overflow for RMS above 1e77 and lose tiny vectors to zero
-    return ((r * t).sum(-1) / (r.norm(dim=-1) * t.norm(dim=-1))).clamp(-1, 1)
+    norm_r, norm_t = r.norm(dim=-1), t.norm(dim=-1)
+    cosine: Tensor = ((r * t).sum(-1) / norm_r / norm_t).clamp(-1, 1)  # divided twice: the product of tiny norms would be 0
+    return torch.where((norm_r == 0) | (norm_t == 0), (norm_r == norm_t).double(), cosine)
 
 
 def kl_nats(ref: Tensor, test: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pathlib import Path
 # fmt: off
 LAYERS = (
     "errors", "qtypes", "sources", "quants", "recipes", "tokenizers", "arch", "weights", "model", "lockstep", "trace", "engines",
-    "importers", "metrics", "results", "compare", "diagnose", "remedy", "findings", "store", "study", "report", "cli",
+    "importers", "metrics", "moments", "results", "wording", "compare", "diagnose", "remedy", "findings", "store", "study", "report", "cli",
 )
 # fmt: on
 PACKAGE = "quantscope"

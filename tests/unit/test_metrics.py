@@ -52,7 +52,8 @@ class TestErrors:
         zero, one = torch.zeros(3), torch.ones(3)
         assert metrics.nmse(zero, zero).item() == 0
         assert metrics.nmse(zero, one).item() == math.inf
-        assert math.isnan(metrics.cos_sim(zero, one).item())
+        assert metrics.cos_sim(zero, one).item() == 0
+        assert metrics.cos_sim(zero, zero).item() == 1
 
     def test_nan_is_never_hidden(self) -> None:
         x, bad = torch.ones(3), torch.tensor([1.0, math.nan, 1.0])
