@@ -1,0 +1,91 @@
+"""Where the forward can be observed: tap names, in graph order, and what a tap is.
+
+Names are llama.cpp's callback names, the layer as suffix.  ``kq_soft_max`` is [B,H,T,S] (S = T + cached positions), every other
+tap is [B,T,channels]; the channels of q, k and v run over heads, then over the head's channels in GGUF's (canonical) order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+from torch import Tensor
+
+EMBD = "embd"  # [B,T,E] token embeddings, the input of layer 0
+
+# In the order of the graph, once a layer; `blk` i appends "-i".
+LAYER_TAPS = (
+    "attn_norm",  # [B,T,E] normed input of the attention
+    "Qcur_pre",  # [B,T,H·D] q as projected (scale and bias included)
+    "Kcur_pre",  # [B,T,K·D]
+    "Vcur",  # [B,T,K·D]
+    "Qcur_normed",  # [B,T,H·D] only where the architecture norms q and k (qwen3)
+    "Kcur_normed",  # [B,T,K·D]
+    "Qcur",  # [B,T,H·D] after RoPE
+    "Kcur",  # [B,T,K·D]
+    "kq_soft_max",  # [B,H,T,S] attention probabilities
+    "kqv_out",  # [B,T,H·D] weighted values, before the output projection
+    "attn_out",  # [B,T,E]
+    "ffn_inp",  # [B,T,E] residual stream after the attention
+    "ffn_norm",  # [B,T,E]
+    "ffn_gate",  # [B,T,F]
+    "ffn_up",  # [B,T,F]
+    "ffn_swiglu",  # [B,T,F] silu(gate) · up
+    "ffn_out",  # [B,T,E]
+    "l_out",  # [B,T,E] residual stream after the layer
+)
+HEAD_TAPS = ("result_norm", "result_output")  # [B,T,E], [B,T,V] logits
+
+
+class Tap(Protocol):
+    """Called with every tap's name and tensor.  An object with ``wants(name) -> bool`` is asked before a costly tensor is kept."""
+
+    def __call__(self, name: str, x: Tensor, /) -> None: ...
+
+
+def no_tap(name: str, x: Tensor, /) -> None:
+    """Observe nothing."""
+
+
+def wants(tap: Tap, name: str) -> bool:
+    """Whether the tap will look at this name; a plain function looks at all of them, ``no_tap`` at none."""
+    ask = getattr(tap, "wants", None)
+    return tap is not no_tap if ask is None else bool(ask(name))
+
+
+class _LayerTap:
+    """Passes "name" on as "name-i"."""
+
+    def __init__(self, tap: Tap, i: int) -> None:
+        self.tap, self.i = tap, i
+
+    def wants(self, name: str) -> bool:
+        return wants(self.tap, f"{name}-{self.i}")
+
+    def __call__(self, name: str, x: Tensor, /) -> None:
+        self.tap(f"{name}-{self.i}", x)
+
+
+def at_layer(tap: Tap, i: int) -> Tap:
+    """The tap as layer i sees it: local names go in, "name-i" comes out."""
+    return no_tap if tap is no_tap else _LayerTap(tap, i)
+
+
+def tap_names(n_layer: int) -> tuple[str, ...]:
+    """All tap names of a model in graph order (those of q/k norms included)."""
+    return (EMBD, *(f"{name}-{i}" for i in range(n_layer) for name in LAYER_TAPS), *HEAD_TAPS)
+
+
+class Recorder:
+    """A tap that keeps tensors: ``recorder.taps[name]``, those in ``wanted`` only, unless it is None."""
+
+    def __init__(self, wanted: Collection[str] | None = None) -> None:
+        self.wanted = wanted
+        self.taps: dict[str, Tensor] = {}
+
+    def wants(self, name: str) -> bool:
+        return self.wanted is None or name in self.wanted
+
+    def __call__(self, name: str, x: Tensor, /) -> None:
+        if self.wants(name):
+            self.taps[name] = x

@@ -1,0 +1,226 @@
+"""Canonical tensors: one set of names and one layout, whatever the file, decoded when asked for.
+
+Canonical means GGUF's names and GGUF's layout.  From a Hugging Face folder the tensors are renamed, and where the converter
+reorders the rows of q and k, so does this module: both files of one model give bit-identical tensors
+(docs/decisions/0001-canonical-layout.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantscope.arch.config import Llama3Scaling, ModelConfig
+from quantscope.arch.names import to_gguf, to_hf
+from quantscope.arch.read import read_config
+from quantscope.arch.table import ARCHS, TensorRow
+from quantscope.errors import MissingTensorError, NonFiniteError, ShapeError
+from quantscope.quants import decode
+from quantscope.sources.base import RawTensor, Source, missing_tensor, show
+
+Transform: TypeAlias = Callable[[str, Tensor], Tensor]
+
+ROPE_FREQS = "rope_freqs.weight"
+
+
+class WeightProvider(Protocol):
+    """What the forward asks for; all tensors float32 unless the provider says otherwise."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def rows(self, name: str, ids: Tensor) -> Tensor:
+        """Rows of a matrix: ids [...] int64, matrix [n,m] → [...,m]."""
+
+    def layer(self, i: int) -> Mapping[str, Tensor]:
+        """The tensors of layer i by local name, "attn_q.weight"; optional ones only where the file has them."""
+
+    def top(self) -> Mapping[str, Tensor]:
+        """What the head needs: "output_norm.weight", "output.weight" (the embedding where tied), "output.bias" ..."""
+
+    def rope_factors(self) -> Tensor | None:
+        """rope_freqs.weight [R], the divisors of the RoPE frequencies; None where there are none."""
+
+
+class Weights:
+    """The tensors of one file under canonical names, in float32.
+
+    transform: called as ``transform(name, tensor)`` on every 2-D tensor that is read, and its result is used instead: how a
+    recipe puts quantized weights in place.  It must work row by row, because ``rows`` hands it only the rows in use.
+    keep: hold every tensor once read (for generation); otherwise nothing is held and each call decodes anew.
+    Raises at construction: UnsupportedArchitectureError, UnsupportedFeatureError, MissingTensorError, ShapeError.
+    """
+
+    def __init__(self, source: Source, *, transform: Transform | None = None, keep: bool = False, device: str = "cpu") -> None:
+        self.source = source
+        self.config = read_config(source)
+        self.transform = transform
+        self.device = torch.device(device)
+        self._spec = ARCHS[self.config.arch]
+        self._kept: dict[str, Tensor] | None = {} if keep else None
+        self._finite: set[str] = set()
+        self._stored = _by_canonical_name(source)
+        self._rows = self._wanted_rows()
+        self._check_shapes()
+
+    def _wanted_rows(self) -> dict[str, TensorRow]:
+        """Canonical name → row of the architecture's table, for the tensors that are there; MissingTensorError for the others."""
+        table = {row.name: row for row in self._spec.top}
+        for i in range(self.config.n_layer):
+            table |= {f"blk.{i}.{row.name}": row for row in self._spec.layer}
+        config = self.config
+        table = {name: row for name, row in table.items() if row.flag is None or config.biases is None or row.flag in config.biases}
+        if config.tied:
+            del table["output.weight"]
+        for name, row in table.items():
+            needed = row.needed or row.flag in (config.biases or ()) or name == "output.weight"
+            if needed and name not in self._stored:
+                raise self._missing(name)
+        made = {ROPE_FREQS} if config.rope.llama3 else set()
+        return {name: row for name, row in table.items() if name in self._stored or name in made}
+
+    def _check_shapes(self) -> None:
+        for name, row in self._rows.items():
+            stored, expected = self._stored.get(name), row.shape(self.config)
+            if stored is not None and stored.shape != expected:
+                raise ShapeError(
+                    f"{show(self.source.path)}: tensor {name!r} has the shape {list(stored.shape)}, expected {list(expected)} "
+                    f"from the metadata. The header and the weights are of different models, or the file was converted wrongly: "
+                    f"compare them with `quantscope inspect {show(self.source.path)}`."
+                )
+
+    def _missing(self, name: str) -> MissingTensorError:
+        own = to_hf(name) if self.source.format == "safetensors" else name
+        return missing_tensor(self.source.path, own or name, self.source.tensors)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Tensors of the file (under its own names) that the forward does not read; a report must show them."""
+        used = {self._stored[name].name for name in self._rows if name in self._stored}
+        return tuple(name for name in self.source.tensors if name not in used)
+
+    def names(self) -> tuple[str, ...]:
+        """Canonical names of all tensors, embedding first, then layer by layer."""
+        return tuple(self._rows)
+
+    def stored(self, name: str) -> RawTensor:
+        """How the file stores a tensor: its own name, type and shape.  KeyError for rope_freqs made from a config.json."""
+        return self._stored[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._rows[name].shape(self.config)
+
+    def get(self, name: str) -> Tensor:
+        """The tensor in float32 and canonical layout, [out,in] for a matrix, transformed.
+
+        Raises MissingTensorError, and NonFiniteError when the file holds a NaN or an infinity.
+        """
+        if self._kept is not None and name in self._kept:
+            return self._kept[name]
+        if name not in self._rows:
+            raise self._missing(name)
+        tensor = self._transformed(name, self._canonical(name))
+        if self._kept is not None:
+            self._kept[name] = tensor
+        return tensor
+
+    def rows(self, name: str, ids: Tensor) -> Tensor:
+        """Rows of a matrix: ids [...] → [...,m].  Decodes only these rows, so that the embedding of a large vocabulary is never whole."""
+        if self._kept is not None or self._permuted(name):
+            return self.get(name)[ids.to(self.device)]
+        unique, inverse = torch.unique(ids, return_inverse=True)
+        raw = self._stored[name]
+        blocks = self.source.raw(raw.name).reshape(raw.shape[0], -1)[unique.cpu().numpy()]  # [rows, bytes of a row]
+        part = torch.from_numpy(decode(blocks.reshape(-1), raw.qtype)).reshape(len(unique), -1)
+        self._check_finite(name, part)
+        return self._transformed(name, part)[inverse.to(self.device)]
+
+    def layer_names(self, i: int) -> dict[str, str]:
+        """Local name → canonical name of the tensors layer i has."""
+        prefix = f"blk.{i}."
+        return {row.name: prefix + row.name for row in self._spec.layer if prefix + row.name in self._rows}
+
+    def top_names(self) -> dict[str, str]:
+        """Local name → canonical name of what the head needs; "output.weight" is the embedding where tied."""
+        names = {n: n for n in ("output_norm.weight", "output.weight", "output.scale", "output.bias") if n in self._rows}
+        return names | ({"output.weight": "token_embd.weight"} if self.config.tied else {})
+
+    def layer(self, i: int) -> dict[str, Tensor]:
+        return {local: self.get(name) for local, name in self.layer_names(i).items()}
+
+    def top(self) -> dict[str, Tensor]:
+        return {local: self.get(name) for local, name in self.top_names().items()}
+
+    def rope_factors(self) -> Tensor | None:
+        return self.get(ROPE_FREQS) if ROPE_FREQS in self._rows else None
+
+    def _canonical(self, name: str) -> Tensor:
+        llama3 = self.config.rope.llama3
+        if name not in self._stored and llama3 is not None:
+            return llama3_factors(self.config.rope.theta, self.config.rope.dim, llama3)
+        raw = self._stored[name]
+        tensor = torch.from_numpy(decode(self.source.raw(raw.name), raw.qtype)).reshape(raw.shape)
+        self._check_finite(name, tensor)
+        if self._permuted(name):
+            return interleave_rows(tensor, tensor.shape[0] // self.config.head_dim)
+        return tensor
+
+    def _permuted(self, name: str) -> bool:
+        stem = name.split(".")[-2]
+        return self.source.format == "safetensors" and stem in self._spec.hf_half_split and not name.endswith(".scale")
+
+    def _transformed(self, name: str, tensor: Tensor) -> Tensor:
+        if self.transform is not None and tensor.ndim == 2:
+            tensor = self.transform(name, tensor)
+        return tensor.to(self.device)
+
+    def _check_finite(self, name: str, tensor: Tensor) -> None:
+        """NonFiniteError at the first NaN or infinity; each tensor once."""
+        if name in self._finite:
+            return
+        bad = ~torch.isfinite(tensor)
+        if bad.any():
+            index = [int(n) for n in np.unravel_index(int(bad.flatten().byte().argmax()), tensor.shape)]
+            raise NonFiniteError(
+                f"{show(self.source.path)}: tensor {name!r} holds {float(tensor[tuple(index)])} at index {index} "
+                f"({int(bad.sum())} of {tensor.numel():,} values are not finite), expected finite numbers. The training diverged, "
+                f"or the conversion overflowed (BF16 weights written as F16 do): convert again with `--outtype bf16` or f32."
+            )
+        self._finite.add(name)
+
+
+def interleave_rows(w: Tensor, n_head: int) -> Tensor:
+    """Reorder each head's output rows from half-split to interleaved pairs: row j of the first half goes to 2j, of the second to 2j+1.
+
+    w: [n_head·D, ...] → the same shape.  A rotation that pairs rows (i, i + D/2) of the input pairs rows (2i, 2i+1) of the result.
+    """
+    halves = w.reshape(n_head, 2, -1, *w.shape[1:])  # [n_head, 2, D/2, ...]
+    return halves.transpose(1, 2).reshape(w.shape)
+
+
+def llama3_factors(theta: float, dim: int, s: Llama3Scaling) -> Tensor:
+    """Divisors of Llama-3.1's RoPE frequencies, [dim/2] float32, in the converter's order of operations so that they are the same bits.
+
+        λᵢ = 2π theta^(2i/dim):   1 if λᵢ < n_ctx_orig/high,   factor if λᵢ > n_ctx_orig/low,
+        else 1 / ((1 − s)/factor + s),  s = (n_ctx_orig/λᵢ − low) / (high − low)
+
+    Source: Transformers' ``_compute_llama3_parameters``, which divides the frequencies by the same numbers.
+    """
+    freqs = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+    wavelengths = 2 * math.pi / freqs
+    smooth = (s.n_ctx_orig / wavelengths - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+    between = 1 / ((1 - smooth) / s.factor + smooth)
+    long = torch.where(wavelengths > s.n_ctx_orig / s.low_freq_factor, torch.tensor(s.factor), between)
+    return torch.where(wavelengths < s.n_ctx_orig / s.high_freq_factor, torch.tensor(1.0), long).float()
+
+
+def _by_canonical_name(source: Source) -> dict[str, RawTensor]:
+    if source.format == "gguf":
+        return dict(source.tensors)
+    named = {to_gguf(name): raw for name, raw in source.tensors.items()}
+    return {name: raw for name, raw in named.items() if name is not None}
