@@ -1,1 +1,185 @@
-"""Bytes to float32 and back, for every ggml tensor type."""
+"""Bytes ↔ float32 for every ggml tensor type; the same bytes and the same bits as ggml itself.
+
+    decode(raw, qtype)                  uint8[n_bytes]      →  float32[n]
+    encode(x, qtype, n_per_row)         float32[..., n_per_row]  →  uint8[n_bytes]
+
+A codec is a pair of *kernels* that work on whole blocks, write into an array they are given and know nothing else:
+
+    decode_q4_0(blocks: uint8[n_blocks, type_size], out: float32[n_blocks, block_size])
+    encode_q4_0(x: float32[n_blocks, block_size], out: uint8[n_blocks, type_size])
+
+A kernel uses one thread and releases the GIL (``@numba.njit(nogil=True, cache=True)``, no ``prange``, no fastmath); this module
+hands each thread its share of the blocks.  So there is one thread pool, a kernel compiles fast, and the result cannot depend on the
+number of threads.  Kernels are named here as text and imported at their first use: reading Q4_0 never loads the encoders.
+
+A new type is one row in ``qtypes.py``, one row in ``CODECS``, one kernel and its oracle test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantscope.errors import BlockError, NonFiniteError, ShapeError, UnsupportedTypeError
+from quantscope.qtypes import QuantType
+from quantscope.quants.threads import set_threads, share_out, thread_count
+
+__all__ = ["CODECS", "Codec", "can_decode", "can_encode", "decode", "encode", "set_threads", "thread_count"]
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Kernel = Callable[[Any, Any], None]
+
+
+@cache
+def _kernel(name: str) -> Kernel:
+    """The function ``"module:function"`` of this package, imported now."""
+    module, function = name.split(":")
+    kernel: Kernel = getattr(import_module(f"{__name__}.{module}"), function)
+    return kernel
+
+
+@dataclass(frozen=True)
+class Codec:
+    """The two kernels of a type as ``"module:function"``; no encoder where we only read the type."""
+
+    decoder: str
+    encoder: str | None = None
+
+    def decode(self, blocks: Bytes, out: Floats) -> None:
+        """blocks: uint8[n_blocks, type_size], out: float32[n_blocks, block_size]; one thread."""
+        _kernel(self.decoder)(blocks, out)
+
+    def encode(self, x: Floats, out: Bytes) -> None:
+        """x: float32[n_blocks, block_size], out: uint8[n_blocks, type_size]; one thread."""
+        assert self.encoder is not None  # encode() below has refused such a type
+        _kernel(self.encoder)(x, out)
+
+
+# fmt: off
+CODECS: dict[str, Codec] = {
+    "F32":     Codec("legacy:decode_f32",      "legacy:encode_f32"),
+    "F16":     Codec("legacy:decode_f16",      "legacy:encode_f16"),
+    "BF16":    Codec("legacy:decode_bf16",     "legacy:encode_bf16"),
+    "Q4_0":    Codec("legacy:decode_q4_0",     "legacy:encode_q4_0"),
+    "Q4_1":    Codec("legacy:decode_q4_1",     "legacy:encode_q4_1"),
+    "Q5_0":    Codec("legacy:decode_q5_0",     "legacy:encode_q5_0"),
+    "Q5_1":    Codec("legacy:decode_q5_1",     "legacy:encode_q5_1"),
+    "Q8_0":    Codec("legacy:decode_q8_0",     "legacy:encode_q8_0"),
+    "Q2_K":    Codec("k_quants:decode_q2_k",   "k_search:encode_q2_k"),
+    "Q3_K":    Codec("k_quants:decode_q3_k",   "k_search:encode_q3_k"),
+    "Q4_K":    Codec("k_quants:decode_q4_k",   "k_search:encode_q4_k"),
+    "Q5_K":    Codec("k_quants:decode_q5_k",   "k_search:encode_q5_k"),
+    "Q6_K":    Codec("k_quants:decode_q6_k",   "k_search:encode_q6_k"),
+    "Q8_1":    Codec("rare:decode_q8_1"),
+    "Q8_K":    Codec("rare:decode_q8_k"),
+    "IQ1_S":   Codec("rare:decode_iq1_s"),
+    "IQ1_M":   Codec("rare:decode_iq1_m"),
+    "IQ2_XXS": Codec("rare:decode_iq2_xxs"),
+    "IQ2_XS":  Codec("rare:decode_iq2_xs"),
+    "IQ2_S":   Codec("rare:decode_iq2_s"),
+    "IQ3_XXS": Codec("rare:decode_iq3_xxs"),
+    "IQ3_S":   Codec("rare:decode_iq3_s"),
+    "IQ4_NL":  Codec("rare:decode_iq4_nl"),
+    "IQ4_XS":  Codec("rare:decode_iq4_xs"),
+    "TQ1_0":   Codec("rare:decode_tq1_0"),
+    "TQ2_0":   Codec("rare:decode_tq2_0"),
+    "MXFP4":   Codec("rare:decode_mxfp4"),
+    "NVFP4":   Codec("rare:decode_nvfp4"),
+}
+# fmt: on
+
+
+def can_decode(qtype: QuantType) -> bool:
+    return qtype.name in CODECS
+
+
+def can_encode(qtype: QuantType) -> bool:
+    return qtype.name in CODECS and CODECS[qtype.name].encoder is not None
+
+
+def decode(raw: Bytes, qtype: QuantType, out: Floats | None = None) -> Floats:
+    """The float32 values stored in ``raw``, bit-identical to ggml's ``to_float``.
+
+    raw: uint8[n_blocks · type_size], contiguous, may be read-only (a memory map); out: float32[n_blocks · block_size] to write into, so that a
+    loop over layers allocates once.  Returns ``out`` or a new array.
+    Raises UnsupportedTypeError (integers and F64 hold no weights), BlockError when the bytes are no whole number of blocks,
+    ShapeError when ``out`` does not fit.  Source: ``dequantize_row_*`` in ggml-quants.c.
+    """
+    codec = _codec(qtype, "decode", [name for name in CODECS])
+    if raw.dtype != np.uint8 or raw.ndim != 1 or not raw.flags.c_contiguous or raw.size % qtype.type_size:
+        raise BlockError(
+            f"{raw.dtype}{list(raw.shape)} cannot be decoded as {qtype}: expected contiguous uint8[n], n a multiple of {qtype.type_size} "
+            f"bytes (one block of {qtype.block_size} elements). The tensor is probably cut short or of another type; `quantscope inspect "
+            f"FILE` lists the type and size of every tensor."
+        )
+    n_blocks = raw.size // qtype.type_size
+    n = n_blocks * qtype.block_size
+    if out is None:
+        out = np.empty(n, np.float32)
+    elif out.dtype != np.float32 or out.shape != (n,) or not (out.flags.c_contiguous and out.flags.writeable):
+        raise ShapeError(
+            f"cannot decode {qtype} into {out.dtype}{list(out.shape)}: expected a contiguous, writeable float32[{n}], as {raw.size} bytes "
+            f"hold {n} elements. Pass an `out` of that size, or none."
+        )
+    share_out(codec.decode, _read_only(raw).reshape(n_blocks, qtype.type_size), out.reshape(n_blocks, qtype.block_size))
+    return out
+
+
+def encode(x: Floats, qtype: QuantType, n_per_row: int) -> Bytes:
+    """The bytes that ``ggml_quantize_chunk`` without an importance matrix makes of ``x``, identical to the last bit.
+
+    x: float32[..., n_per_row]; blocks do not cross rows.  Returns uint8[x.size / block_size · type_size].
+    Raises UnsupportedTypeError where the type is only read, BlockError when ``n_per_row`` is no multiple of the block,
+    ShapeError when the last axis is not ``n_per_row``, NonFiniteError naming the first NaN or infinity.
+    Source: ``quantize_row_*_ref`` in ggml-quants.c.
+    """
+    codec = _codec(qtype, "encode", [name for name, c in CODECS.items() if c.encoder])
+    row_bytes = qtype.row_bytes(n_per_row)
+    if x.dtype != np.float32 or x.ndim == 0 or x.shape[-1] != n_per_row:
+        raise ShapeError(
+            f"{x.dtype}{list(x.shape)} cannot be encoded as rows of {n_per_row}: expected float32[..., {n_per_row}]. Check that the tensor "
+            f"is row-major, [out, in], and convert it with `x.astype(numpy.float32)`."
+        )
+    if n_per_row == 0:
+        return np.empty(0, np.uint8)
+    x = np.ascontiguousarray(x)
+    if qtype.is_quantized:  # F32, F16 and BF16 can store an infinity, a block scale cannot
+        check_finite(x, qtype)
+    blocks = x.reshape(-1, qtype.block_size)
+    out = np.empty(x.size // n_per_row * row_bytes, np.uint8)
+    share_out(codec.encode, _read_only(blocks), out.reshape(-1, qtype.type_size))
+    return out
+
+
+def check_finite(x: Floats, qtype: QuantType) -> None:
+    """NonFiniteError with the index of the first NaN or infinity in ``x``, if there is one."""
+    finite = np.isfinite(x)
+    if finite.all():
+        return
+    index = np.unravel_index(int(np.argmin(finite)), x.shape)
+    at = "][".join(str(int(i)) for i in index)
+    raise NonFiniteError(
+        f"element [{at}] of {list(x.shape)} is {x[index]}: expected finite numbers, a block of {qtype} shares one scale and would be lost "
+        f"({int(x.size - np.count_nonzero(finite))} of {x.size} elements are not finite). The original file is damaged or its training diverged; "
+        f"`quantscope inspect FILE` lists its tensors."
+    )
+
+
+def _codec(qtype: QuantType, verb: str, known: list[str]) -> Codec:
+    if qtype.name not in known:
+        raise UnsupportedTypeError(f"cannot {verb} {qtype}: expected one of {', '.join(known)}. Choose another type or convert the file.")
+    return CODECS[qtype.name]
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """A read-only view: memory maps are read-only, and numba compiles a kernel again for each kind of array it meets."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
