@@ -14,8 +14,9 @@ from pathlib import Path
 
 # fmt: off
 LAYERS = (
-    "errors", "qtypes", "sources", "quants", "recipes", "tokenizers", "arch", "weights", "model", "lockstep", "trace", "engines",
-    "importers", "metrics", "moments", "results", "wording", "compare", "diagnose", "remedy", "findings", "store", "study", "report", "cli",
+    "errors", "wording", "qtypes", "sources", "quants", "recipes", "tokenizers", "arch", "weights", "model", "lockstep", "trace", "engines",
+    "importers", "metrics", "moments", "results", "inputs", "meters", "variants", "compare", "diagnose", "remedy", "findings", "store",
+    "study", "report", "cli",
 )
 # fmt: on
 PACKAGE = "quantscope"

@@ -1,0 +1,125 @@
+"""Prompt, token ids or text → what walks through the model: ids [B,T] and the positions that are scored.
+
+Text is cut as llama-perplexity cuts it: disjoint chunks of n_ctx tokens, the first token of each replaced by BOS where the
+vocabulary adds one, positions n_ctx/2 … n_ctx − 2 scored.  Source: tools/perplexity/perplexity.cpp of llama.cpp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quantscope.arch.config import ModelConfig
+from quantscope.errors import MissingFileError, PromptError, QuantscopeError, UsageError
+from quantscope.results import DEFAULT_PROMPT, PromptInfo, StudyOptions, TextInfo
+from quantscope.sources.base import Source
+from quantscope.tokenizers import Tokenizer, check_ids, from_source
+
+
+@dataclass(frozen=True)
+class Input:
+    """ids [B,T] int64; the positions first … last − 1 of each row are scored; what the report says about them."""
+
+    ids: Tensor
+    first: int
+    last: int
+    info: PromptInfo | TextInfo
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the token after each scored position counts (a text), or only the distribution (a prompt)."""
+        return isinstance(self.info, TextInfo)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """At least one of prompt and text, and the vocabulary (None: ids were given and the file has none)."""
+
+    prompt: Input | None
+    text: Input | None
+    tokenizer: Tokenizer | None
+
+
+def read_inputs(options: StudyOptions, source: Source, config: ModelConfig) -> Inputs:
+    """What the options ask to run.
+
+    Raises UsageError, PromptError (empty, too long, ids out of range, no vocabulary) and MissingFileError.
+    """
+    if options.prompt is not None and options.tokens is not None:
+        raise UsageError("`--prompt` and `--tokens` both say what to run: give one of them.")
+    ids_only = options.tokens is not None and options.text is None
+    tokenizer = _tokenizer_or_none(source) if ids_only else from_source(source)
+    text = None
+    if options.text is not None:
+        assert tokenizer is not None
+        text = _text(options, options.text, tokenizer, config)
+    if options.tokens is not None:
+        return Inputs(_prompt(None, list(options.tokens), options, tokenizer, config), text, tokenizer)
+    if text is not None and options.prompt is None:
+        return Inputs(None, text, tokenizer)
+    assert tokenizer is not None
+    words = DEFAULT_PROMPT if options.prompt is None else options.prompt
+    return Inputs(_prompt(words, tokenizer.encode(words) if words else [], options, tokenizer, config), text, tokenizer)
+
+
+def _tokenizer_or_none(source: Source) -> Tokenizer | None:
+    """Ids were given: a vocabulary only adds the text beside them."""
+    try:
+        return from_source(source)
+    except QuantscopeError:
+        return None
+
+
+def _prompt(words: str | None, ids: list[int], options: StudyOptions, tokenizer: Tokenizer | None, config: ModelConfig) -> Input:
+    check_ids(ids, config.n_vocab)
+    if len(ids) > config.n_ctx:
+        raise PromptError(
+            f"the prompt has {len(ids)} tokens, expected at most {config.n_ctx}, the context the model was trained for. Shorten it, "
+            f"or give the text as a file, which is cut into chunks: `--text FILE --ctx {config.n_ctx}`."
+        )
+    pieces = tuple(tokenizer.piece(i) for i in ids) if tokenizer else ()
+    info = PromptInfo(text=words, ids=tuple(ids), positions=options.positions, pieces=pieces)
+    first = len(ids) - 1 if options.positions == "last" else 0
+    return Input(torch.tensor([ids]), first, len(ids), info)
+
+
+def _text(options: StudyOptions, path: Path, tokenizer: Tokenizer, config: ModelConfig) -> Input:
+    n = options.n_ctx
+    if not 8 <= n <= config.n_ctx:
+        raise UsageError(
+            f"--ctx {n}: expected 8 to {config.n_ctx}, the context the model was trained for. Give `--ctx {min(512, config.n_ctx)}`."
+        )
+    if options.n_chunks is not None and options.n_chunks < 1:
+        raise UsageError(f"--chunks {options.n_chunks}: expected at least 1. Leave it out to use the whole text.")
+    ids = tokenizer.encode(read_text(path))
+    if len(ids) < 2 * n:
+        raise PromptError(
+            f"{path}: the text has {len(ids)} tokens, expected at least {2 * n}, two chunks of {n}. Give a longer text, or smaller chunks "
+            f"with `--ctx {max(8, len(ids) // 2)}`."
+        )
+    rows = torch.tensor(ids[: len(ids) // n * n]).reshape(-1, n)[: options.n_chunks]  # [B,T]
+    if tokenizer.adds_bos and tokenizer.bos_id is not None:
+        rows[:, 0] = tokenizer.bos_id
+    first, last = n // 2, n - 1
+    info = TextInfo(path=str(path), n_tokens=len(ids), n_ctx=n, n_chunks=len(rows), n_scored=len(rows) * (last - first))
+    return Input(rows, first, last, info)
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file; MissingFileError, or PromptError with the byte offset of what is not UTF-8."""
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise MissingFileError(
+            f"{path}: expected a readable UTF-8 text file: {e.strerror}. Check the path; `quantscope demo` runs without one."
+        ) from e
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise PromptError(
+            f"{path}: byte {e.start:,} (0x{raw[e.start]:02x}) is not UTF-8 text. The file is binary or in another encoding: convert it "
+            f"with `iconv -f LATIN1 -t UTF-8 {path}`."
+        ) from e

@@ -1,0 +1,161 @@
+"""Which variants a study compares: files as they are, or one file in several quantizations; and how large each of them is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from quantscope.errors import ShapeError, UsageError
+from quantscope.lockstep import Images, Member, Requantized
+from quantscope.qtypes import QuantType
+from quantscope.recipes import assign_types
+from quantscope.results import StudyOptions
+from quantscope.sources.base import Source
+from quantscope.sources.resolve import open_source
+from quantscope.weights import Weights
+
+UNQUANTIZED = {"F64", "F32", "F16", "BF16"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A member of the walk with the types and the size of its tensors."""
+
+    member: Member
+    types: dict[str, QuantType]  # canonical name → type
+    file_bytes: int  # measured, or computed for a variant quantized in memory
+    bpw: float
+    path: str | None  # None: quantized in memory
+    source: Source
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """All candidates in the order of the tables; the first is the original if ``has_original``."""
+
+    candidates: tuple[Candidate, ...]
+    has_original: bool
+    first: Weights  # config and vocabulary come from here
+    notes: tuple[str, ...]
+
+    @property
+    def members(self) -> list[Member]:
+        return [c.member for c in self.candidates]
+
+
+def line_up(options: StudyOptions) -> Lineup:
+    """Open the files and decide who is compared with whom.
+
+    Raises UsageError for contradicting options, ShapeError when the files are not of one model, and what opening them raises.
+    """
+    if not options.models:
+        raise UsageError("no model given, expected at least one GGUF file or Hugging Face folder: `quantscope study MODEL.gguf`.")
+    if options.types and len(options.models) > 1:
+        raise UsageError(
+            f"`--types` quantizes one model in memory, but {len(options.models)} models were given. Give one model with `--types`, or "
+            f"several models without it: each file is then a variant as it is."
+        )
+    files = {path: Weights(open_source(path), device=options.device) for path in _paths(options)}
+    _same_model(files)
+    names = _names(list(files))
+    original = _original(options, files)
+    notes = _notes(files, original, bool(options.types))
+    order = sorted(files, key=lambda p: p != original)  # stable: the original first
+    candidates = [_file_candidate(files[p], names[p], p) for p in order]
+    if options.types:
+        images = Images(files[order[0]])
+        whole = candidates[0]
+        candidates = [_shared(whole, images), *(_quantized(images, whole, preset) for preset in dict.fromkeys(options.types))]
+    return Lineup(tuple(candidates), original is not None, files[order[0]], tuple(notes))
+
+
+def _paths(options: StudyOptions) -> list[str]:
+    return list(dict.fromkeys([*([options.ref] if options.ref else []), *options.models]))
+
+
+def _original(options: StudyOptions, files: dict[str, Weights]) -> str | None:
+    """``--ref``, or the only model, or the only unquantized one; None when none stands out."""
+    if options.ref:
+        return options.ref
+    if len(files) == 1:
+        return next(iter(files))
+    plain = [path for path, w in files.items() if _unquantized(w)]
+    return plain[0] if len(plain) == 1 else None
+
+
+def _unquantized(weights: Weights) -> bool:
+    return all(weights.stored(name).qtype.name in UNQUANTIZED for name in weights.stored_names())
+
+
+def _notes(files: dict[str, Weights], original: str | None, quantizing: bool) -> list[str]:
+    notes = []
+    if original is None:
+        notes.append("No original: none of the files is the only unquantized one, so errors and KL divergence are missing. Name it with `--ref`.")
+    for path, w in files.items():
+        if quantizing and not _unquantized(w):
+            notes.append(
+                f"{path} is already quantized: the variants are quantized from its values, so that both errors add up. "
+                f"Use an F16, BF16 or F32 file for figures that hold for published quantizations."
+            )
+        if w.unused:
+            named = ", ".join(w.unused[:5]) + (" …" if len(w.unused) > 5 else "")
+            notes.append(f"{path}: {len(w.unused)} tensors are not used by the reference forward: {named}.")
+        if w.config.ignored_keys:
+            notes.append(f"{path}: metadata keys not known to the reference forward: {', '.join(w.config.ignored_keys)}.")
+    return notes
+
+
+def _names(paths: Sequence[str]) -> dict[str, str]:
+    """The stem of each path, the whole path where stems collide."""
+    stems = {p: (Path(p).stem if Path(p).suffix == ".gguf" else Path(p).name or p) for p in paths}
+    return {p: stem if list(stems.values()).count(stem) == 1 else p for p, stem in stems.items()}
+
+
+def _same_model(files: dict[str, Weights]) -> None:
+    """ShapeError unless all files have the sizes of the first."""
+    (first, w0), *others = files.items()
+    for path, w in others:
+        for what in ("arch", "n_layer", "n_embd", "n_head", "n_head_kv", "n_ff", "n_vocab"):
+            a, b = getattr(w0.config, what), getattr(w.config, what)
+            if a != b:
+                raise ShapeError(
+                    f"{path}: {what} is {b}, expected {a} as in {first}. The files are of different models, which cannot be compared "
+                    f"layer by layer: see `quantscope inspect` of both."
+                )
+
+
+def _file_candidate(weights: Weights, name: str, path: str) -> Candidate:
+    types = {n: weights.stored(n).qtype for n in weights.stored_names()}
+    return Candidate(Member(name, weights), types, weights.source.file_bytes, _bpw(weights, types), path, weights.source)
+
+
+def _shared(whole: Candidate, images: Images) -> Candidate:
+    """The original as a member that shares its decoded tensors with the variants made from it."""
+    return replace(whole, member=Member(whole.member.name, Requantized(images, {}), images.release))
+
+
+def _quantized(images: Images, whole: Candidate, preset: str) -> Candidate:
+    """A preset of the original, in memory; tensors that keep their type are shared, not re-encoded."""
+    weights = images.weights
+    types = assign_types(preset, {n: weights.shape(n) for n in whole.types}, weights.config)
+    changed = {n: t for n, t in types.items() if t != whole.types[n]}
+    size = whole.file_bytes + _padded_bytes(weights, types) - _padded_bytes(weights, whole.types)
+    return Candidate(Member(preset.upper(), Requantized(images, changed), images.release), types, size, _bpw(weights, types), None, weights.source)
+
+
+def _tensor_bytes(weights: Weights, name: str, qtype: QuantType) -> int:
+    shape = weights.shape(name)
+    return math.prod(shape[:-1]) * qtype.row_bytes(shape[-1])
+
+
+def _padded_bytes(weights: Weights, types: dict[str, QuantType], alignment: int = 32) -> int:
+    """Bytes of the tensors as GGUF lays them out, each padded to the alignment."""
+    return sum(-(-_tensor_bytes(weights, n, t) // alignment) * alignment for n, t in types.items())
+
+
+def _bpw(weights: Weights, types: dict[str, QuantType]) -> float:
+    """8 · Σ bytes / Σ elements over all tensors."""
+    elements = sum(math.prod(weights.shape(n)) for n in types)
+    return 8 * sum(_tensor_bytes(weights, n, t) for n, t in types.items()) / elements
