@@ -31,14 +31,14 @@ def fixed(x: float | None, digits: int) -> str:
 
 
 def sig(x: float | None, digits: int = 3) -> str:
-    """Significant digits, plain between 0.0001 and a million: ``0.0123``, ``123``, otherwise ``1.23e−7``."""
+    """Significant digits, plain from 0.000001 to a million: ``0.0123``, ``123``, otherwise ``1.23e−7``."""
     special = _special(x)
     if special or x is None:
         return special or MISSING
     if x == 0:
         return "0"
     mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
-    if -5 < int(exponent) < 6:
+    if -7 < int(exponent) < 6:
         return fixed(x, max(0, digits - 1 - int(exponent)))
     return minus(f"{mantissa}e{int(exponent)}")
 
