@@ -37,9 +37,18 @@ def sig(x: float | None, digits: int = 3) -> str:
         return special or MISSING
     if x == 0:
         return "0"
+    exponent = int(f"{x:.{digits - 1}e}".split("e")[1])
+    return fixed(x, max(0, digits - 1 - exponent)) if -7 < exponent < 6 else sci(x, digits)
+
+
+def sci(x: float | None, digits: int = 3) -> str:
+    """Significant digits and a power of ten: ``1.23e−4``."""
+    special = _special(x)
+    if special or x is None:
+        return special or MISSING
+    if x == 0:
+        return "0"
     mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
-    if -7 < int(exponent) < 6:
-        return fixed(x, max(0, digits - 1 - int(exponent)))
     return minus(f"{mantissa}e{int(exponent)}")
 
 
@@ -50,8 +59,8 @@ def times(x: float | None) -> str:
 
 
 def percent(x: float | None, digits: int = 2) -> str:
-    """A fraction in significant digits: ``0.0123`` → ``1.2 %``."""
-    return _special(x) or f"{sig(100 * (x or 0), digits)} %"
+    """A fraction in significant digits: ``0.0123`` → ``1.2%``."""
+    return _special(x) or f"{sig(100 * (x or 0), digits)}%"
 
 
 def with_sign(x: float, digits: int) -> str:

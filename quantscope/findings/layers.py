@@ -71,7 +71,7 @@ def _growth_beside_original(original: float, others: dict[str, float], where: st
             "the growth belongs to the architecture, it is not quantization damage" if original >= LITTLE_GROWTH else "no sign of damage"
         )
         return f"{text} (at most {percent(abs(worst), 2)} apart): {verdict}."
-    deviations = listed(f"{name} by {with_sign(100 * c, 0)} %" for name, c in far.items())
+    deviations = listed(f"{name} by {with_sign(100 * c, 0)}%" for name, c in far.items())
     rest = "the growth itself belongs to the architecture, this deviation does not" if original >= LITTLE_GROWTH else "that is damage"
     return f"{text}; {deviations} away from the original: {rest}."
 

@@ -56,7 +56,7 @@ def _ties(measured: list[tuple[Variant, LogitStats]]) -> str:
 
 
 def _agreement(measured: list[tuple[Variant, LogitStats]]) -> str:
-    known = [f"{v.name} {fixed(100 * s.top1_agree, 2)} %" for v, s in measured if s.top1_agree is not None]
+    known = [f"{v.name} {fixed(100 * s.top1_agree, 2)}%" for v, s in measured if s.top1_agree is not None]
     return f" Same top token at {listed(known)} of the positions." if known else ""
 
 
@@ -76,15 +76,15 @@ def perplexity(study: Study) -> Finding | None:
 
 
 def _change(s: LogitStats, base: float) -> str:
-    """``+1.2 % ± 0.3 %``, from the paired log ratio where it is known."""
+    """``+1.2% ± 0.3%``, from the paired log ratio where it is known."""
     if s.ln_ppl_ratio is None or s.ln_ppl_ratio_se is None:
         return _signed_percent((s.ppl or math.nan) / base - 1)
     ratio = math.exp(s.ln_ppl_ratio)
-    return f"{_signed_percent(ratio - 1)} ± {fixed(100 * ratio * s.ln_ppl_ratio_se, 2)} %"
+    return f"{_signed_percent(ratio - 1)} ± {fixed(100 * ratio * s.ln_ppl_ratio_se, 2)}%"
 
 
 def _signed_percent(x: float) -> str:
-    return ("+" if x >= 0 else "") + fixed(100 * x, 2) + " %"
+    return ("+" if x >= 0 else "") + fixed(100 * x, 2) + "%"
 
 
 def _clearly_better(s: LogitStats) -> bool:

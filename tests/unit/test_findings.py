@@ -115,7 +115,7 @@ class TestGrowth:
     def test_a_deviating_variant_is_named(self) -> None:
         text = text_of(changed(studies.study(), "Q4_0", layers=studies.rows(10, growth=1.6)), "rms-growth")
         assert "38.4× to 68.7×" in text
-        assert "Q4_0 by +79 % away from the original: the growth itself belongs to the architecture, this deviation does not" in text
+        assert "Q4_0 by +79% away from the original: the growth itself belongs to the architecture, this deviation does not" in text
 
     def test_little_growth(self) -> None:
         base = studies.study()
@@ -135,7 +135,7 @@ class TestDrift:
         study = changed(studies.study(), "Q4_0", layers=studies.rows(10, offset=-0.1))
         text = text_of(study, "mean-drift")
         assert "Q4_0 ends on the other side of zero than the original" in text
-        assert "off by at most 2.6 % of its RMS (Q4_0)" in text
+        assert "off by at most 2.6% of its RMS (Q4_0)" in text
         assert evidence_of(study, "mean-drift")["Q4_0"]["last"] == pytest.approx(0.01 * 0.1 * 1.5**9 - 0.1)
 
     def test_sign_change_is_told(self) -> None:
@@ -227,7 +227,7 @@ class TestLogits:
 
     def test_perplexity(self) -> None:
         text = text_of(studies.study(), "perplexity")
-        assert text.startswith("Perplexity is 12.500 in F16; Q8_0 12.505 (+0.04 % ± 0.01 %)")
+        assert text.startswith("Perplexity is 12.500 in F16; Q8_0 12.505 (+0.04% ± 0.01%)")
         assert "happens to help" not in text
 
     def test_better_than_the_original_is_not_called_better(self) -> None:

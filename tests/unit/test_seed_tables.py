@@ -74,8 +74,8 @@ def test_drift_directions_differ() -> None:
 
 
 def test_drift_is_said_to_be_a_small_divisor() -> None:
-    """The note takes 262× for damage; 72.1× of it is RMS growth, and the first mean is 0.6 % of its RMS."""
-    assert "Of the 262× in Q4_0, 72.1× is the growth of RMS and 3.6× the change of |mean|/RMS, from 0.61 % to 2.2 %." in (
+    """The note takes 262× for damage; 72.1× of it is RMS growth, and the first mean is 0.6% of its RMS."""
+    assert "Of the 262× in Q4_0, 72.1× is the growth of RMS and 3.6× the change of |mean|/RMS, from 0.61% to 2.2%." in (
         finding(STUDY, "mean-drift").text
     )
     assert "near zero in every variant" in finding(STUDY, "mean-drift").text

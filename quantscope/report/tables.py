@@ -1,0 +1,250 @@
+"""A study as tables of strings, in the order of the seed analysis; text.py and markdown.py only lay them out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from quantscope.results import Generated, LayerRow, LogitStats, Study, Variant
+from quantscope.wording import MISSING, count, fixed, listed, percent, printable, quoted, sci, sig, size, times
+
+FLAG = "⚠"
+DIFFERS = "≠"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of ready strings.  ``layers`` gives the layer of each row when rows are layers; ``important`` ones must be shown."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+    footnotes: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    important: frozenset[int] = frozenset()
+    text_columns: frozenset[int] = frozenset({0})  # left-aligned; all others hold numbers
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a line for the newcomer, and tables."""
+
+    title: str
+    explanation: str
+    tables: tuple[Table, ...]
+
+
+def sections(study: Study) -> list[Section]:
+    """Every table for which the study has numbers."""
+    made = [generated(study), layer_outputs(study), swiglu(study), errors(study), logits(study), sizes(study)]
+    return [s for s in made if s.tables]
+
+
+def header(study: Study) -> list[str]:
+    """What was studied, one line each."""
+    return [line for line in (_model_line(study), _prompt_line(study), _text_line(study)) if line]
+
+
+def _model_line(study: Study) -> str:
+    m = study.model
+    if m is None:
+        return ""
+    return (
+        f"Model {printable(m.name)}: {printable(m.arch)}, {count(m.n_layer, 'layer')} × {m.n_embd:,} channels, "
+        f"vocabulary {m.n_vocab:,}, {sig(m.n_params / 1e6)} million parameters"
+    )
+
+
+def _prompt_line(study: Study) -> str:
+    p = study.prompt
+    if p is None:
+        return ""
+    ids = " ".join(str(i) for i in p.ids[:12]) + (" …" if len(p.ids) > 12 else "")
+    what = f"Prompt {quoted(_cut(p.text, 60))}: " if p.text is not None else "Prompt: "
+    where = "all positions" if p.positions == "all" else "the last position"
+    return f"{what}{count(len(p.ids), 'token')} ({ids}); layer statistics over {where}"
+
+
+def _text_line(study: Study) -> str:
+    t = study.text
+    if t is None:
+        return ""
+    chunks = f"{count(t.n_chunks, 'chunk')} of {t.n_ctx:,}"
+    return f"Text {printable(t.path)}: {t.n_tokens:,} tokens, {chunks}, {count(t.n_scored, 'position')} scored"
+
+
+def _cut(text: str, n: int) -> str:
+    return text if len(text) <= n else text[: n - 1] + "…"
+
+
+def label(study: Study, variant: Variant) -> str:
+    """The variant's name in a table; the original is marked."""
+    return printable(variant.name) + (" (original)" if variant.name == study.original else "")
+
+
+# ---- Tokens -------------------------------------------------------------------------------------------------------------
+
+
+def generated(study: Study) -> Section:
+    """Token, id, logit, ranks and probability per variant; a column says whether it is the original's token."""
+    reference = study.reference
+    wanted = reference.generated[0].id if reference and reference.generated else None
+    shown = [v for v in study.variants if v.generated]
+    columns = ["variant", "token", "id", "logit", "rank", "rank in original", "probability"]
+    columns += ["same token"] if wanted is not None else []
+    rows = tuple((label(study, v), *_token_cells(v.generated[0], wanted)) for v in shown)
+    tables = [Table(tuple(columns), rows, text_columns=frozenset({0, 1}))] if rows else []
+    tables += _continuations(study, shown)
+    return Section(
+        "Generated token",
+        "The token with the largest logit after the prompt. Rank 1 is the largest; a rank in the original above 1 means that the "
+        "original would have said something else.",
+        tuple(tables),
+    )
+
+
+def _token_cells(g: Generated, wanted: int | None) -> list[str]:
+    rank_there = MISSING if g.rank_in_original is None else f"{g.rank_in_original:,}"
+    own = MISSING if g.rank is None else f"{g.rank:,}"
+    cells = [quoted(g.text), str(g.id), fixed(g.logit, 4), own, rank_there, percent(g.prob, 3)]
+    return cells if wanted is None else [*cells, "yes" if g.id == wanted else f"{DIFFERS} no"]
+
+
+def _continuations(study: Study, shown: Sequence[Variant]) -> list[Table]:
+    """The whole greedy continuation, where more than one token was generated."""
+    if not any(len(v.generated) > 1 for v in shown):
+        return []
+    rows = tuple((label(study, v), quoted("".join(g.text for g in v.generated))) for v in shown)
+    return [Table(("variant", "greedy continuation"), rows, text_columns=frozenset({0, 1}))]
+
+
+# ---- Layers -------------------------------------------------------------------------------------------------------------
+
+Show = Callable[[LayerRow], str]
+
+
+def layer_outputs(study: Study) -> Section:
+    """Input RMS, output RMS with its growth, and mean, for every variant and the original."""
+    return Section(
+        "Layer by layer",
+        "RMS = sqrt(mean(x²)) and mean over all channels of the residual stream. Input of a layer = output of the one before it; "
+        "growth = output RMS against that of the first layer.",
+        _tables(
+            by_layer(study, study.variants, lambda r: sig(r.input_rms, 4), "Input RMS"),
+            by_layer(study, study.variants, lambda r: f"{sig(r.output_rms, 4)} {times(r.rms_growth):>6}", "Output RMS and its growth"),
+            by_layer(study, study.variants, lambda r: sig(r.mean), "Mean of the output"),
+        ),
+    )
+
+
+def swiglu(study: Study) -> Section:
+    """RMS and mean of the SwiGLU output, with flagged cells and a footnote for each."""
+    having = [v for v in study.variants if any(r.swiglu_rms is not None for r in v.layers)]
+
+    def mean(row: LayerRow) -> str:
+        flagged = any(f.cell == "swiglu_mean" for f in row.flags)
+        return f"{FLAG} {sig(row.swiglu_mean)}" if flagged else sig(row.swiglu_mean)
+
+    return Section(
+        "SwiGLU",
+        "RMS and mean of silu(gate)·up, the widest signal of a layer.",
+        _tables(
+            by_layer(study, having, lambda r: sig(r.swiglu_rms, 4), "SwiGLU RMS"),
+            by_layer(study, having, mean, "SwiGLU mean", _flag_notes(having)),
+        ),
+    )
+
+
+def _flag_notes(variants: Sequence[Variant]) -> tuple[str, ...]:
+    flagged = [(v, row, f) for v in variants for row in v.layers for f in row.flags]
+    flagged.sort(key=lambda item: -item[2].times)
+    return tuple(
+        f"{FLAG} {printable(v.name)}, layer {row.layer}: |mean|/RMS is {sig(f.mean_to_rms)}, {times(f.times)} the "
+        f"{'value' if f.n_others == 1 else 'median'} {sig(f.median_of_others)} of {count(f.n_others, 'other variant')}"
+        for v, row, f in flagged
+    )
+
+
+def errors(study: Study) -> Section:
+    """NMSE, SQNR and cosine of the layer output against the original's."""
+    having = [v for v in study.quantized if any(r.nmse is not None for r in v.layers)]
+    return Section(
+        "Error against the original",
+        "NMSE = Σ(original − variant)² / Σ original² of the layer output; SQNR = −10·log10(NMSE), higher is better; cosine 1 = same direction.",
+        _tables(
+            by_layer(study, having, lambda r: f"{sci(r.nmse)} {fixed(r.sqnr_db, 1):>5}", "NMSE and SQNR [dB]"),
+            by_layer(study, having, lambda r: fixed(r.cos_sim, 6), "Cosine"),
+        ),
+    )
+
+
+def by_layer(study: Study, variants: Sequence[Variant], show: Show, caption: str, footnotes: tuple[str, ...] = ()) -> Table | None:
+    """One quantity: a row per layer, a column per variant; None when no variant has layers."""
+    having = [{row.layer: row for row in v.layers} for v in variants]
+    numbers = sorted({i for rows in having for i in rows})
+    if not numbers:
+        return None
+    cells = tuple((str(i), *(show(rows[i]) if i in rows else MISSING for rows in having)) for i in numbers)
+    important = frozenset(row.layer for v in variants for row in v.layers if row.flags)
+    return Table(("layer", *(label(study, v) for v in variants)), cells, caption, footnotes, tuple(numbers), important, frozenset())
+
+
+def _tables(*tables: Table | None) -> tuple[Table, ...]:
+    return tuple(t for t in tables if t is not None)
+
+
+# ---- Logits and sizes ---------------------------------------------------------------------------------------------------
+
+
+def logits(study: Study) -> Section:
+    """KL divergence ± standard error, top-1 agreement, and perplexity when a text was given; columns without a number are left out."""
+    shown = [(v, v.logits) for v in study.variants if v.logits]
+    columns = [c for c in _LOGIT_COLUMNS if any(c[1](s) != MISSING for _, s in shown)]
+    rows = tuple((label(study, v), *(show(s) for _, show in columns)) for v, s in shown)
+    compared = bool(columns) and len(rows) > 0
+    n = listed(f"{i:,}" for i in sorted({s.n_positions for _, s in shown}))
+    return Section(
+        "Logits",
+        f"Over {n} positions, ± standard error. KL divergence of the next-token distribution from the original's: 0 = the same.",
+        (Table(("variant", *(name for name, _ in columns)), rows),) if compared else (),
+    )
+
+
+def _with_error(value: str, error: str) -> str:
+    return value if value == MISSING or error in (MISSING, "NaN") else f"{value} ± {error}"
+
+
+def _ppl_change(s: LogitStats) -> str:
+    """Change of perplexity against the original, exp(ln ratio) − 1."""
+    if s.ln_ppl_ratio is None:
+        return MISSING
+    return f"{'+' if s.ln_ppl_ratio >= 0 else ''}{fixed(100 * math.expm1(s.ln_ppl_ratio), 2)}%"
+
+
+_LOGIT_COLUMNS: tuple[tuple[str, Callable[[LogitStats], str]], ...] = (
+    ("KL [nats]", lambda s: _with_error(sig(s.kl_nats), sig(s.kl_nats_se, 2))),
+    ("largest KL", lambda s: sig(s.kl_nats_max)),
+    ("same top token", lambda s: MISSING if s.top1_agree is None else f"{fixed(100 * s.top1_agree, 2)}%"),
+    ("RMS Δp", lambda s: percent(s.rms_dp, 3)),
+    ("perplexity", lambda s: _with_error(fixed(s.ppl, 3), fixed(s.ppl_se, 3))),
+    ("change", _ppl_change),
+)
+
+
+def sizes(study: Study) -> Section:
+    """File size, bits per weight, and how many tensors have which type."""
+    shown = [v for v in study.variants if v.file_bytes is not None or v.bpw is not None or v.types]
+    whole = study.reference.file_bytes if study.reference else None
+    rows = tuple(
+        (
+            label(study, v),
+            size(v.file_bytes),
+            percent(v.file_bytes / whole, 3) if whole and v.file_bytes else MISSING,
+            fixed(v.bpw, 2),
+            ", ".join(f"{n} × {t}" for t, n in v.type_counts().items()) or MISSING,
+        )
+        for v in shown
+    )
+    table = Table(("variant", "file size", "of original", "bits per weight", "tensors by type"), rows, text_columns=frozenset({0, 4}))
+    return Section("Size", "", (table,) if rows else ())

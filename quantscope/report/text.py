@@ -1,0 +1,129 @@
+"""A study for the terminal: rich renderables, readable at 100 columns and without colour."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Column
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from quantscope.report.tables import DIFFERS, FLAG, Table, header, sections
+from quantscope.results import Study
+from quantscope.wording import printable
+
+MOST_ROWS = 12  # layers shown before they are sampled
+MOST_FOOTNOTES = 6
+WIDEST_NAME = 16  # [columns] a longer name is broken over several lines
+INDENT = 2  # [columns] of a table
+GAP = 2  # [columns] between two columns of a table
+
+
+def render(study: Study, width: int = 100, full: str = "report.md") -> RenderableType:
+    """The whole study: the answer, what was studied, the tables in the seed's order, the findings, the notes.
+
+    Tables wider than ``width`` columns are cut into several; of more than 12 layers a sample is shown, and ``full`` says
+    where all of them are.
+    """
+    parts: list[RenderableType] = []
+    if study.findings:
+        parts += [Text(study.findings[0].text, style="bold"), Text()]
+    parts += [Text(line, style="dim") for line in header(study)]
+    for section in sections(study):
+        parts += [Text(), Text(section.title, style="bold cyan")]
+        parts += [Text(section.explanation, style="dim")] if section.explanation else []
+        for table in section.tables:
+            parts += _table(table, width, full)
+    if len(study.findings) > 1:
+        parts += [Text(), Text("Findings", style="bold cyan"), _findings(study)]
+    if study.notes:
+        parts += [Text(), Text("Notes", style="bold cyan"), *(Text(f"• {printable(n)}") for n in study.notes)]
+    return Group(*parts)
+
+
+def _findings(study: Study) -> RenderableType:
+    """Two columns, the finding's id and its sentences; the answer is at the top of the report already."""
+    grid = RichTable.grid(padding=(0, 2, 1, 0))
+    grid.add_column(style="cyan", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for f in study.findings[1:]:
+        grid.add_row(f.id, Text(f.text))
+    return grid
+
+
+def _table(table: Table, width: int, full: str) -> list[RenderableType]:
+    rows, said = sample(table, full)
+    parts: list[RenderableType] = [Text(), Text(table.caption, style="italic")] if table.caption else [Text()]
+    headings = [folded(c, WIDEST_NAME) for c in table.columns]
+    for i, columns in enumerate(fitting(headings, rows, width)):
+        parts += [Text()] if i else []
+        parts.append(_grid(table, headings, rows, columns))
+    if said:
+        parts.append(Text(said, style="dim"))
+    notes = table.footnotes[:MOST_FOOTNOTES]
+    parts += [Text(note, style="yellow") for note in notes]
+    if len(notes) < len(table.footnotes):
+        parts.append(Text(f"{FLAG} {len(table.footnotes) - len(notes)} more flagged cells: see {full}", style="yellow"))
+    return [parts[0], *(Padding(p, (0, 0, 0, INDENT), expand=False) for p in parts[1:])]
+
+
+def _grid(table: Table, headings: Sequence[str], rows: Sequence[tuple[str, ...]], columns: Sequence[int]) -> RichTable:
+    grid = RichTable(
+        *(
+            Column(
+                Text(headings[c], style="bold"),
+                justify="left" if c in table.text_columns else "right",
+                no_wrap=c not in table.text_columns,
+                overflow="fold",
+            )
+            for c in columns
+        ),
+        box=None,
+        padding=(0, GAP, 0, 0),
+        pad_edge=False,
+    )
+    for row in rows:
+        grid.add_row(*(_cell(row[c]) for c in columns))
+    return grid
+
+
+def _cell(text: str) -> Text:
+    style = "yellow" if text.startswith(FLAG) else "red" if text.startswith(DIFFERS) else ""
+    return Text(text, style=style)
+
+
+def sample(table: Table, full: str) -> tuple[list[tuple[str, ...]], str]:
+    """At most 12 rows: first, last, evenly between, and the important ones on top of that; and a line saying so."""
+    n = len(table.rows)
+    if not table.layers or n <= MOST_ROWS:
+        return list(table.rows), ""
+    chosen = {round(i * (n - 1) / (MOST_ROWS - 1)) for i in range(MOST_ROWS)}
+    chosen |= {i for i, layer in enumerate(table.layers) if layer in table.important}
+    return [row for i, row in enumerate(table.rows) if i in chosen], f"{len(chosen)} of {n} layers shown; all of them are in {full}"
+
+
+def fitting(headings: Sequence[str], rows: Sequence[tuple[str, ...]], width: int) -> list[list[int]]:
+    """Column numbers of each part table, so that no part is wider than ``width``; the first column is in every part."""
+    natural = [max(cell_len(line) for line in [*headings[c].split("\n"), *(row[c] for row in rows)]) for c in range(len(headings))]
+    parts, used = [[0]], natural[0]
+    for c in range(1, len(headings)):
+        if used + GAP + natural[c] > width - INDENT and len(parts[-1]) > 1:
+            parts.append([0])
+            used = natural[0]
+        parts[-1].append(c)
+        used += GAP + natural[c]
+    return parts
+
+
+def folded(name: str, width: int) -> str:
+    """A long name broken after ``-``, ``_``, ``.`` or a space, in lines of at most ``width`` columns where it has such places."""
+    lines = [""]
+    for piece in re.findall(r"[^-_. ]*[-_. ]?", name):
+        if lines[-1] and cell_len(lines[-1] + piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
