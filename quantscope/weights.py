@@ -108,6 +108,10 @@ class Weights:
         """Canonical names of all tensors, embedding first, then layer by layer."""
         return tuple(self._rows)
 
+    def stored_names(self) -> tuple[str, ...]:
+        """``names()`` without rope_freqs.weight where that is made from a config.json."""
+        return tuple(name for name in self._rows if name in self._stored)
+
     def stored(self, name: str) -> RawTensor:
         """How the file stores a tensor: its own name, type and shape.  KeyError for rope_freqs made from a config.json."""
         return self._stored[name]

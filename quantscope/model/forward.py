@@ -117,12 +117,12 @@ def attention(
 def ffn(x: Tensor, w: Mapping[str, Tensor], tap: Tap = no_tap) -> Tensor:
     """down(silu(gate(x)) · up(x)): normed x [B,T,E] → [B,T,E]."""
     tap("ffn_norm", x)
-    gate, up = linear(x, w, "ffn_gate"), linear(x, w, "ffn_up")  # [B,T,F] each
+    gate, up = (linear(x, w, name, scale_last=True) for name in ("ffn_gate", "ffn_up"))  # [B,T,F] each
     tap("ffn_gate", gate)
     tap("ffn_up", up)
     act = swiglu(gate, up)  # [B,T,F]
     tap("ffn_swiglu", act)
-    out = linear(act, w, "ffn_down")  # [B,T,E]
+    out = linear(act, w, "ffn_down", scale_last=True)  # [B,T,E]
     tap("ffn_out", out)
     return out
 

@@ -30,17 +30,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * (mean_square + eps).rsqrt().to(x.dtype) * weight
 
 
-def linear(x: Tensor, w: Mapping[str, Tensor], name: str) -> Tensor:
-    """x · Wᵀ · scale + bias, with scale and bias where ``w`` has them.
+def linear(x: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = False) -> Tensor:
+    """x · Wᵀ · scale + bias, or (x · Wᵀ + bias) · scale if ``scale_last``, with scale and bias where ``w`` has them.
 
-    x: [...,in], W = w[name.weight]: [out,in], scale: [1], bias: [out] → [...,out].
+    x: [...,in], W = w[name.weight]: [out,in], scale: [1], bias: [out] → [...,out].  llama.cpp, whose tensors the scales are,
+    applies them after the bias in the feed-forward and before it everywhere else (``build_lora_mm`` and ``build_ffn``).
     """
     y = F.linear(x, w[f"{name}.weight"])
-    if (scale := w.get(f"{name}.scale")) is not None:
+    scale, bias = w.get(f"{name}.scale"), w.get(f"{name}.bias")
+    if scale is not None and not scale_last:
         y = y * scale
-    if (bias := w.get(f"{name}.bias")) is not None:
+    if bias is not None:
         y = y + bias
-    return y
+    return y * scale if scale is not None and scale_last else y
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
