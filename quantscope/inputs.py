@@ -29,6 +29,10 @@ class Input:
     info: PromptInfo | TextInfo
 
     @property
+    def name(self) -> str:
+        return "text" if self.labelled else "prompt"
+
+    @property
     def labelled(self) -> bool:
         """Whether the token after each scored position counts (a text), or only the distribution (a prompt)."""
         return isinstance(self.info, TextInfo)
@@ -36,7 +40,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Inputs:
-    """At least one of prompt and text, and the vocabulary (None: ids were given and the file has none)."""
+    """A prompt, a text or both, and the vocabulary (None: ids were given and the file has none)."""
 
     prompt: Input | None
     text: Input | None

@@ -22,7 +22,7 @@ class LayerMeter:
 
     def __init__(self, n_layer: int, n_members: int, positions: Literal["all", "last"] = "all") -> None:
         self.n_layer, self.positions = n_layer, positions
-        self.taps = {EMBD} | {f"{name}-{i}" for name in ("l_out", "ffn_swiglu") for i in range(n_layer)}
+        self.taps = frozenset([EMBD]) | {f"{name}-{i}" for name in ("l_out", "ffn_swiglu") for i in range(n_layer)}
         self.sums = [{name: TapSums() for name in self.taps} for _ in range(n_members)]
 
     def tap(self, member: int, name: str, ref: Tensor | None, x: Tensor) -> None:
@@ -102,12 +102,12 @@ class LogitMeter:
             log_p = torch.cat(v.log_p)
             nll, se = mean_and_se(-log_p)
             out["ppl"] = math.exp(nll)
-            out["ppl_se"] = out["ppl"] * se  # the error of exp(x), to first order
+            out["ppl_se"] = math.exp(nll) * se  # the error of exp(x), to first order
             if self.has_reference and member:
                 ref_log_p = torch.cat(ref.log_p)
                 out["ln_ppl_ratio"], out["ln_ppl_ratio_se"] = mean_and_se(ref_log_p - log_p)
                 out["rms_dp"] = float((log_p.exp() - ref_log_p.exp()).square().mean().sqrt())
-        return LogitStats(n_positions=n, **out)  # type: ignore[arg-type]
+        return LogitStats(n_positions=n, **out)
 
 
 class NextToken:
@@ -142,9 +142,9 @@ class NextToken:
 class Meters:
     """The parts of one walk as one Observer; ``ids`` is the batch that walks, set anew for each."""
 
-    def __init__(self, layers: LayerMeter | None, logit: LogitMeter | None, next_token: NextToken | None) -> None:
+    def __init__(self, layers: LayerMeter | None, logit: LogitMeter, next_token: NextToken) -> None:
         self.layers, self.logit, self.next_token = layers, logit, next_token
-        self.taps = layers.taps if layers else set()
+        self.taps = layers.taps if layers else frozenset[str]()
         self.ids = torch.empty(0)
         self.first_batch = True
 
@@ -156,7 +156,6 @@ class Meters:
             self.layers.tap(member, name, ref, x)
 
     def logits(self, chunk: int, start: int, members: Sequence[Tensor]) -> None:
-        if self.next_token and self.first_batch:
+        if self.first_batch:
             self.next_token.logits(chunk, members)
-        if self.logit:
-            self.logit.logits(self.ids, chunk, start, members)
+        self.logit.logits(self.ids, chunk, start, members)

@@ -50,12 +50,13 @@ def run_study(options: StudyOptions, progress: Progress = no_progress) -> Study:
     """
     lineup = line_up(options)
     inputs = read_inputs(options, lineup.first.source, lineup.first.config)
-    runs = [_run(i, name, lineup, options, progress) for i, name in ((inputs.prompt, "prompt"), (inputs.text, "text")) if i]
-    generated = _generated(runs[0].next_token, lineup, inputs.tokenizer)
+    first = _run(inputs.prompt or inputs.text, lineup, options, progress, with_layers=True)
+    last = _run(inputs.text, lineup, options, progress, with_layers=False) if inputs.prompt and inputs.text else first
+    generated = _generated(first.next_token, lineup, inputs.tokenizer)
     study = Study(
         version=STUDY_VERSION,
         original=lineup.candidates[0].member.name if lineup.has_original else None,
-        variants=tuple(map(_variant, lineup.candidates, runs[0].layers, generated, runs[-1].logits)),
+        variants=tuple(map(_variant, lineup.candidates, first.layers, generated, last.logits)),
         provenance=_provenance(lineup, options),
         model=_model_info(lineup),
         prompt=inputs.prompt.info if inputs.prompt and isinstance(inputs.prompt.info, PromptInfo) else None,
@@ -74,25 +75,25 @@ class Run:
     next_token: NextToken
 
 
-def _run(given: Input, name: str, lineup: Lineup, options: StudyOptions, progress: Progress) -> Run:
+def _run(given: Input | None, lineup: Lineup, options: StudyOptions, progress: Progress, *, with_layers: bool) -> Run:
     """One input through all variants, a batch of rows at a time."""
+    assert given is not None  # read_inputs gives a prompt, a text or both
     config, members = lineup.first.config, lineup.members
-    layers = LayerMeter(config.n_layer, len(members), options.positions)
+    layers = LayerMeter(config.n_layer, len(members), options.positions) if with_layers else None
     logits = LogitMeter(len(members), first=given.first, last=given.last, has_reference=lineup.has_original, labelled=given.labelled)
-    meters = Meters(layers, logits, NextToken())
-    batches = given.ids.split(_rows_per_batch(given, lineup))
+    next_token = NextToken()
+    meters = Meters(layers, logits, next_token)
+    batches = torch.split(given.ids, _rows_per_batch(given, lineup))
     stages = config.n_layer + 2
     for index, ids in enumerate(batches):
         meters.batch(ids, index)
 
         def step(done: int, before: int = index * stages) -> None:
-            progress(name, before + done, len(batches) * stages)
+            progress(given.name, before + done, len(batches) * stages)
 
-        walk(
-            ids.to(options.device), members, meters, has_reference=lineup.has_original, dtype=getattr(torch, options.dtype), step=step
-        )
-    tables = [layers.rows(m, compared=lineup.has_original and m > 0) for m in range(len(members))]
-    return Run(tables, [logits.stats(m) for m in range(len(members))], meters.next_token)
+        walk(ids.to(options.device), members, meters, has_reference=lineup.has_original, dtype=getattr(torch, options.dtype), step=step)
+    tables = [layers.rows(m, compared=lineup.has_original and m > 0) if layers else () for m in range(len(members))]
+    return Run(tables, [logits.stats(m) for m in range(len(members))], next_token)
 
 
 def _rows_per_batch(given: Input, lineup: Lineup) -> int:

@@ -92,7 +92,7 @@ def _unquantized(weights: Weights) -> bool:
 def _notes(files: dict[str, Weights], original: str | None, quantizing: bool) -> list[str]:
     notes = []
     if original is None:
-        notes.append("No original: none of the files is the only unquantized one, so errors and KL divergence are missing. Name it with `--ref`.")
+        notes.append("No original: no file is the only unquantized one, so errors and KL divergence are missing. Name it with `--ref`.")
     for path, w in files.items():
         if quantizing and not _unquantized(w):
             notes.append(
@@ -142,7 +142,9 @@ def _quantized(images: Images, whole: Candidate, preset: str) -> Candidate:
     types = assign_types(preset, {n: weights.shape(n) for n in whole.types}, weights.config)
     changed = {n: t for n, t in types.items() if t != whole.types[n]}
     size = whole.file_bytes + _padded_bytes(weights, types) - _padded_bytes(weights, whole.types)
-    return Candidate(Member(preset.upper(), Requantized(images, changed), images.release), types, size, _bpw(weights, types), None, weights.source)
+    return Candidate(
+        Member(preset.upper(), Requantized(images, changed), images.release), types, size, _bpw(weights, types), None, weights.source
+    )
 
 
 def _tensor_bytes(weights: Weights, name: str, qtype: QuantType) -> int:
