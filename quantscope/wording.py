@@ -98,22 +98,23 @@ def span(values: Sequence[float], word: str = "to") -> str:
 
 
 def quoted(text: str) -> str:
-    """A token's text in quotes; control and format characters as escapes, so that it stays on its line and harmless."""
-    return f'"{printable(text)}"'
+    """A token's text in double quotes, quotes and backslashes escaped, and ``printable``."""
+    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
 def printable(text: str) -> str:
-    """The text with every character that would not show as itself (newline, escape, direction marks ...) escaped."""
+    """The text with every character that would not show as itself (newline, escape, direction marks ...) as an escape."""
     return "".join(_shown(c) for c in text)
 
 
-_NAMED = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\", '"': '\\"'}
+_NAMED = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+# Cc control, Cf format (direction marks, zero-width joiners), Cs lone surrogates, Co private, Cn unassigned, Zl/Zp line breaks
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def _shown(c: str) -> str:
     if c in _NAMED:
         return _NAMED[c]
-    # Cc control, Cf format (direction marks, zero-width joiners), Cs lone surrogates, Co private, Cn unassigned, Zl/Zp line breaks
-    if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}:
-        return f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}"
+    if unicodedata.category(c) in _HIDDEN:
+        return f"\\x{ord(c):02x}" if ord(c) < 0x100 else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}"
     return c

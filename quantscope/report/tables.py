@@ -171,7 +171,8 @@ def errors(study: Study) -> Section:
     having = [v for v in study.quantized if any(r.nmse is not None for r in v.layers)]
     return Section(
         "Error against the original",
-        "NMSE = Σ(original − variant)² / Σ original² of the layer output; SQNR = −10·log10(NMSE), higher is better; cosine 1 = same direction.",
+        "NMSE = Σ(original − variant)² / Σ original² of the layer output; SQNR = −10·log10(NMSE), higher is better; "
+        "cosine 1 = the same direction.",
         _tables(
             by_layer(study, having, lambda r: f"{sci(r.nmse)} {fixed(r.sqnr_db, 1):>5}", "NMSE and SQNR [dB]"),
             by_layer(study, having, lambda r: fixed(r.cos_sim, 6), "Cosine"),

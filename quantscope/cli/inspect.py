@@ -1,0 +1,31 @@
+"""``quantscope inspect``: what is in a model file."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file or a Hugging Face folder.", show_default=False)]
+Tensors = Annotated[bool, typer.Option("--tensors", help="One line per tensor instead of one per kind of tensor.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def inspect(file: File, tensors: Tensors = False, json: Json = False) -> None:
+    """Show a file's tensors, their types, bits per weight and metadata; also of a file that is cut short."""
+    from quantscope.cli.console import console
+    from quantscope.report.inspect import document, render
+    from quantscope.sources.resolve import open_source
+    from quantscope.sources.summary import summarize
+
+    source = open_source(file, allow_truncated=True)
+    try:
+        summary = summarize(source)
+    finally:
+        source.close()
+    if json:
+        sys.stdout.write(document(summary))
+    else:
+        out = console(sys.stdout)
+        out.print(render(summary, every_tensor=tensors))

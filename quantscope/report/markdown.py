@@ -1,0 +1,58 @@
+"""A study as report.md: the same tables as in the terminal, with every layer, plus where the numbers come from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from quantscope.report.tables import Table, header, sections
+from quantscope.results import Study
+from quantscope.wording import printable
+
+# Characters that Markdown (GitHub's) may act on.  An underscore inside a word is plain text: Q4_K_M stays readable.
+_SPECIAL = re.compile(r"[\\`*{}\[\]<>#|~&$]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is, on one line: control characters as escapes, markup characters behind a backslash."""
+    return _SPECIAL.sub(lambda m: "\\" + m.group(), printable(text))
+
+
+def markdown(study: Study) -> str:
+    """The whole report; ends with a newline."""
+    name = study.model.name if study.model else study.original or "several variants"
+    blocks = [f"# quantscope study of {escaped(name)}"]
+    if study.findings:
+        blocks.append(f"**{escaped(study.findings[0].text)}**")
+    blocks.append(_list(header(study)))
+    for section in sections(study):
+        blocks += [f"## {section.title}", escaped(section.explanation)]
+        for table in section.tables:
+            blocks += [f"### {escaped(table.caption)}" if table.caption else "", _table(table), _list(table.footnotes)]
+    if len(study.findings) > 1:
+        blocks += ["## Findings", "\n".join(f"- **{f.id}**: {escaped(f.text)}" for f in study.findings[1:])]
+    blocks += ["## Notes", _list(study.notes)] if study.notes else []
+    blocks += ["## Provenance", _list(f"{key}: {value}" for key, value in _flat(study.provenance))] if study.provenance else []
+    return "\n\n".join(b for b in blocks if b) + "\n"
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {escaped(line)}" for line in lines)
+
+
+def _table(table: Table) -> str:
+    """A pipe table, padded so that it also reads as plain text."""
+    rows = [tuple(escaped(cell) for cell in row) for row in (table.columns, *table.rows)]
+    widths = [max(3, *(len(row[c]) for row in rows)) for c in range(len(table.columns))]
+    left = [c in table.text_columns for c in range(len(table.columns))]
+    rule = ["-" * w if is_left else "-" * (w - 1) + ":" for w, is_left in zip(widths, left, strict=True)]
+    lines = [[cell.ljust(w) if is_left else cell.rjust(w) for cell, w, is_left in zip(row, widths, left, strict=True)] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
+
+
+def _flat(values: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    """Nested dictionaries as dotted keys."""
+    out: list[tuple[str, object]] = []
+    for key, value in values.items():
+        out += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return out
