@@ -1,7 +1,7 @@
 """What a study asks for and what it found: plain frozen data, and its JSON form (docs/study-json.md).
 
 Nothing is computed here.  ``Study.to_json`` gives the content of study.json, ``Study.from_json`` reads it back, losslessly:
-JSON has no NaN and no infinity, so such a number becomes ``null`` and its path and value are listed under ``non_finite``.
+JSON has no NaN and no infinity, so such a number becomes ``null`` and its JSON Pointer and value are listed under ``non_finite``.
 """
 
 from __future__ import annotations
@@ -226,10 +226,15 @@ def _finite(value: Any, path: str, found: dict[str, str]) -> Any:
         found[path] = str(value)
         return None
     if isinstance(value, dict):
-        return {k: _finite(v, f"{path}/{k}", found) for k, v in value.items()}
+        return {k: _finite(v, _below(path, k), found) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(v, f"{path}/{i}", found) for i, v in enumerate(value)]
     return value
+
+
+def _below(path: str, key: object) -> str:
+    """The JSON Pointer (RFC 6901) of a member."""
+    return f"{path}/{str(key).replace('~', '~0').replace('/', '~1')}"
 
 
 def _restored(data: dict[str, Any]) -> dict[str, Any]:
@@ -239,7 +244,7 @@ def _restored(data: dict[str, Any]) -> dict[str, Any]:
         if value is None and path in found:
             return float(found[path])
         if isinstance(value, dict):
-            return {k: copied(v, f"{path}/{k}") for k, v in value.items()}
+            return {k: copied(v, _below(path, k)) for k, v in value.items()}
         if isinstance(value, list):
             return [copied(v, f"{path}/{i}") for i, v in enumerate(value)]
         return value

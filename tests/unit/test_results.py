@@ -1,0 +1,136 @@
+"""study.json: lossless, without NaN, readable by other versions of this program, and as its schema and its document say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantscope import results
+from quantscope.errors import CorruptFileError, UnsupportedVersionError
+from quantscope.report.study_json import dump
+from quantscope.results import Flag, Study
+from tests.unit import studies
+from tools.study_schema import PATH, study_schema
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "study-json.md"
+
+
+def round_trip(study: Study) -> Study:
+    return Study.from_json(json.loads(dump(study)))
+
+
+def broken_study() -> Study:
+    """NaN and both infinities in many places."""
+    study = studies.study()
+    rows = tuple(
+        dataclasses.replace(r, output_rms=math.nan, sqnr_db=math.inf, flags=(Flag("swiglu_mean", 0.1, 0.0, math.inf, 1),))
+        for r in study.variants[1].layers
+    )
+    provenance = {"a/b~c": [1.0, -math.inf], "none": None}
+    variants = (study.variants[0], dataclasses.replace(study.variants[1], layers=rows), *study.variants[2:])
+    return dataclasses.replace(study, variants=variants, provenance=provenance)
+
+
+class TestRoundTrip:
+    def test_lossless(self) -> None:
+        study = studies.study()
+        again = round_trip(study)
+        assert again.variants == study.variants
+        assert dataclasses.replace(again, findings=()) == dataclasses.replace(study, findings=())
+        assert [f.text for f in again.findings] == [f.text for f in study.findings]
+        assert dump(again) == dump(study)
+
+    def test_not_finite(self) -> None:
+        study = broken_study()
+        text = dump(study)
+        document = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert document["non_finite"]["/variants/1/layers/0/output_rms"] == "nan"
+        assert document["non_finite"]["/provenance/a~1b~0c/1"] == "-inf"
+        assert document["variants"][1]["layers"][0]["sqnr_db"] is None
+        again = round_trip(study)
+        assert again.variants[1].layers[0].flags[0].times == math.inf
+        assert math.isnan(again.variants[1].layers[0].output_rms)
+        assert again.provenance == study.provenance
+        assert dump(again) == text
+
+    def test_lone_surrogates_survive(self, tmp_path: Path) -> None:
+        study = dataclasses.replace(studies.study(), notes=("\udc80 漢字",))
+        (tmp_path / "x").write_text(dump(study), "utf-8", "backslashreplace")
+        assert Study.from_json(json.loads((tmp_path / "x").read_text("utf-8"))).notes == study.notes
+
+
+class TestOtherVersions:
+    def test_unknown_fields_are_ignored(self) -> None:
+        data = json.loads(dump(studies.study()))
+        data["later"] = data["variants"][0]["later"] = data["variants"][0]["layers"][0]["later"] = 1
+        assert Study.from_json(data).variants == studies.study().variants
+
+    def test_fields_with_a_default_may_be_missing(self) -> None:
+        data = json.loads(dump(studies.study()))
+        del data["notes"], data["non_finite"], data["variants"][0]["path"]
+        assert Study.from_json(data).variants[0].path is None
+
+    @pytest.mark.parametrize("version", [0, 2, "1", None])
+    def test_other_versions_are_refused(self, version: object) -> None:
+        with pytest.raises(UnsupportedVersionError, match="expected version 1, found"):
+            Study.from_json(json.loads(dump(studies.study())) | {"version": version})
+
+    @pytest.mark.parametrize("data", [[], {"version": 1}, {"version": 1, "original": None, "variants": [3]}])
+    def test_other_content_is_refused(self, data: Any) -> None:
+        with pytest.raises((CorruptFileError, UnsupportedVersionError), match=r"study\.json: expected"):
+            Study.from_json(data)
+
+
+def fits(value: Any, schema: dict[str, Any], root: dict[str, Any], where: str = "") -> list[str]:
+    """The few keywords of JSON Schema that ours uses; one line per violation."""
+    if "$ref" in schema:
+        return fits(value, root["$defs"][schema["$ref"].rsplit("/", 1)[1]], root, where)
+    if "anyOf" in schema:
+        return [] if any(not fits(value, s, root, where) for s in schema["anyOf"]) else [f"{where}: {value!r} fits none of anyOf"]
+    if "const" in schema or "enum" in schema:
+        return [] if value in schema.get("enum", [schema.get("const")]) else [f"{where}: {value!r}"]
+    types = {"string": str, "integer": int, "number": (int, float), "null": type(None), "array": list, "object": dict}
+    wanted = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    if not any(isinstance(value, types[t]) for t in wanted):
+        return [f"{where}: {value!r} is no {wanted}"]
+    out = []
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            out += fits(item, schema.get("items", {"type": list(types)}), root, f"{where}/{i}")
+    if isinstance(value, dict):
+        out += [f"{where}: {name} is missing" for name in schema.get("required", []) if name not in value]
+        for name, item in value.items():
+            inner = schema.get("properties", {}).get(name, schema.get("additionalProperties"))
+            out += fits(item, inner, root, f"{where}/{name}") if inner else []
+    return out
+
+
+class TestSchema:
+    def test_the_shipped_schema_fits_the_dataclasses(self) -> None:
+        assert json.loads(PATH.read_text("utf-8")) == study_schema(), "run `python -m tools.study_schema`"
+
+    @pytest.mark.parametrize("study", [studies.study(), broken_study(), studies.study(original=None, text=None, prompt=None, model=None)])
+    def test_studies_fit_the_schema(self, study: Study) -> None:
+        assert fits(json.loads(dump(study)), study_schema(), study_schema()) == []
+
+    def test_the_check_finds_violations(self) -> None:
+        data = json.loads(dump(studies.study()))
+        data["variants"][1]["layers"][2]["nmse"] = "0.1"
+        del data["variants"][0]["bpw"]
+        assert len(fits(data, study_schema(), study_schema())) == 2
+
+    def test_every_field_is_documented(self) -> None:
+        text = DOCUMENT.read_text("utf-8")
+        kinds = [k for k in vars(results).values() if dataclasses.is_dataclass(k) and k is not results.StudyOptions]
+        assert len(kinds) == 10
+        missing = [f"{k.__name__}.{f.name}" for k in kinds for f in dataclasses.fields(k) if f"`{f.name}`" not in text]
+        assert missing == []
+
+    def test_every_finding_is_documented(self) -> None:
+        text = DOCUMENT.read_text("utf-8")
+        assert all(f"| `{f.id}` |" in text for f in studies.study().findings)
