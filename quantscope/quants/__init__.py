@@ -107,12 +107,12 @@ def can_encode(qtype: QuantType) -> bool:
 def decode(raw: Bytes, qtype: QuantType, out: Floats | None = None) -> Floats:
     """The float32 values stored in ``raw``, bit-identical to ggml's ``to_float``.
 
-    raw: uint8[n_blocks · type_size], contiguous, may be read-only (a memory map); out: float32[n_blocks · block_size] to write into, so that a
-    loop over layers allocates once.  Returns ``out`` or a new array.
+    raw: uint8[n_blocks · type_size], contiguous, may be read-only (a memory map); out: float32[n_blocks · block_size] to write into, so
+    that a loop over layers allocates once.  Returns ``out`` or a new array.
     Raises UnsupportedTypeError (integers and F64 hold no weights), BlockError when the bytes are no whole number of blocks,
     ShapeError when ``out`` does not fit.  Source: ``dequantize_row_*`` in ggml-quants.c.
     """
-    codec = _codec(qtype, "decode", [name for name in CODECS])
+    codec = _codec(qtype, "decode", list(CODECS))
     if raw.dtype != np.uint8 or raw.ndim != 1 or not raw.flags.c_contiguous or raw.size % qtype.type_size:
         raise BlockError(
             f"{raw.dtype}{list(raw.shape)} cannot be decoded as {qtype}: expected contiguous uint8[n], n a multiple of {qtype.type_size} "
@@ -150,8 +150,7 @@ def encode(x: Floats, qtype: QuantType, n_per_row: int) -> Bytes:
     if n_per_row == 0:
         return np.empty(0, np.uint8)
     x = np.ascontiguousarray(x)
-    if qtype.is_quantized:  # F32, F16 and BF16 can store an infinity, a block scale cannot
-        check_finite(x, qtype)
+    check_finite(x, qtype)
     blocks = x.reshape(-1, qtype.block_size)
     out = np.empty(x.size // n_per_row * row_bytes, np.uint8)
     share_out(codec.encode, _read_only(blocks), out.reshape(-1, qtype.type_size))
@@ -166,9 +165,9 @@ def check_finite(x: Floats, qtype: QuantType) -> None:
     index = np.unravel_index(int(np.argmin(finite)), x.shape)
     at = "][".join(str(int(i)) for i in index)
     raise NonFiniteError(
-        f"element [{at}] of {list(x.shape)} is {x[index]}: expected finite numbers, a block of {qtype} shares one scale and would be lost "
-        f"({int(x.size - np.count_nonzero(finite))} of {x.size} elements are not finite). The original file is damaged or its training diverged; "
-        f"`quantscope inspect FILE` lists its tensors."
+        f"element [{at}] of {list(x.shape)} is {x[index]}: expected finite numbers to encode as {qtype}, found {int(np.sum(~finite))} of "
+        f"{x.size} that are not. The file is damaged, or the model diverged in training, or overflowed when it was converted to F16: "
+        f"`quantscope inspect FILE` lists its tensors; compare the file with the published one."
     )
 
 

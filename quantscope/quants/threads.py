@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 from numpy.typing import NDArray
@@ -48,9 +49,9 @@ def share_out(kernel: Callable[[Any, Any], None], source: NDArray[Any], target: 
     n_blocks = len(source)
     shares = max(1, min(_threads, n_blocks, (source.nbytes + target.nbytes) // MIN_SHARE_BYTES))
     edges = [n_blocks * k // shares for k in range(shares + 1)]
-    bounds = list(zip(edges[:-1], edges[1:], strict=True))
-    futures = [_executor().submit(kernel, source[a:b], target[a:b]) for a, b in bounds[:-1]]
-    a, b = bounds[-1]
+    *others, own = pairwise(edges)
+    futures = [_executor().submit(kernel, source[a:b], target[a:b]) for a, b in others]
+    a, b = own
     kernel(source[a:b], target[a:b])
     for future in futures:
         future.result()
