@@ -6,7 +6,6 @@ A minus is U+2212 (−), a value that is no finite number says which (``NaN``, `
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 MISSING = "–"
@@ -108,13 +107,9 @@ def printable(text: str) -> str:
 
 
 _NAMED = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
-# Cc control, Cf format (direction marks, zero-width joiners), Cs lone surrogates, Co private, Cn unassigned, Zl/Zp line breaks
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def _shown(c: str) -> str:
-    if c in _NAMED:
-        return _NAMED[c]
-    if unicodedata.category(c) in _HIDDEN:
-        return f"\\x{ord(c):02x}" if ord(c) < 0x100 else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}"
-    return c
+    if c.isprintable():  # not so: control, format (direction marks), surrogates, unassigned, line breaks, spaces but " "
+        return c
+    return _NAMED.get(c) or (f"\\x{ord(c):02x}" if ord(c) < 0x100 else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}")

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from quantscope import metrics
 from quantscope.findings import layers, logits, tokens
 from quantscope.results import Finding, Flag, LayerRow, Study, Variant
+from quantscope.wording import printable
 
 Rule = Callable[[Study], Finding | None]
 
@@ -44,8 +45,9 @@ def complete(study: Study) -> Study:
 
 
 def findings(study: Study) -> tuple[Finding, ...]:
-    """What the study shows, the answer first."""
-    return tuple(f for rule in RULES if (f := rule(study)) is not None)
+    """What the study shows, the answer first; file names in the sentences are made printable."""
+    found = [f for rule in RULES if (f := rule(study)) is not None]
+    return tuple(dataclasses.replace(f, text=printable(f.text)) for f in found)
 
 
 def _with_growth(variant: Variant) -> Variant:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from quantscope.results import Generated, LayerRow, LogitStats, Study, Variant
+from quantscope.results import Flag, Generated, LayerRow, LogitStats, Study, Variant
 from quantscope.wording import MISSING, count, fixed, listed, percent, printable, quoted, sci, sig, size, times
 
 FLAG = "⚠"
 DIFFERS = "≠"
+MOST_IMPORTANT = 6  # layers with flagged cells that a sample of the layers must contain
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,16 @@ def swiglu(study: Study) -> Section:
 
 
 def _flag_notes(variants: Sequence[Variant]) -> tuple[str, ...]:
-    flagged = [(v, row, f) for v in variants for row in v.layers for f in row.flags]
-    flagged.sort(key=lambda item: -item[2].times)
     return tuple(
         f"{FLAG} {printable(v.name)}, layer {row.layer}: |mean|/RMS is {sig(f.mean_to_rms)}, {times(f.times)} the "
         f"{'value' if f.n_others == 1 else 'median'} {sig(f.median_of_others)} of {count(f.n_others, 'other variant')}"
-        for v, row, f in flagged
+        for v, row, f in _flagged(variants)
     )
+
+
+def _flagged(variants: Sequence[Variant]) -> list[tuple[Variant, LayerRow, Flag]]:
+    """Flagged cells, strongest first."""
+    return sorted(((v, row, f) for v in variants for row in v.layers for f in row.flags), key=lambda item: -item[2].times)
 
 
 def errors(study: Study) -> Section:
@@ -187,7 +191,7 @@ def by_layer(study: Study, variants: Sequence[Variant], show: Show, caption: str
     if not numbers:
         return None
     cells = tuple((str(i), *(show(rows[i]) if i in rows else MISSING for rows in having)) for i in numbers)
-    important = frozenset(row.layer for v in variants for row in v.layers if row.flags)
+    important = frozenset(row.layer for _, row, _ in _flagged(variants)[:MOST_IMPORTANT])
     return Table(("layer", *(label(study, v) for v in variants)), cells, caption, footnotes, tuple(numbers), important, frozenset())
 
 

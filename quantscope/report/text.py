@@ -122,7 +122,7 @@ def fitting(headings: Sequence[str], rows: Sequence[tuple[str, ...]], width: int
 def folded(name: str, width: int) -> str:
     """A long name broken after ``-``, ``_``, ``.`` or a space, in lines of at most ``width`` columns where it has such places."""
     lines = [""]
-    for piece in re.findall(r"[^-_. ]*[-_. ]?", name):
+    for piece in re.findall(r"[^-_. ]+[-_. ]?|[-_. ]", name):
         if lines[-1] and cell_len(lines[-1] + piece.rstrip()) > width:
             lines.append("")
         lines[-1] += piece
