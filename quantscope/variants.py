@@ -10,7 +10,7 @@ from pathlib import Path
 from quantscope.errors import ShapeError, UsageError
 from quantscope.lockstep import Images, Member, Requantized
 from quantscope.qtypes import QuantType
-from quantscope.recipes import assign_types
+from quantscope.recipes import ModelFacts, TensorShape, assign_types, preset_name
 from quantscope.results import StudyOptions
 from quantscope.sources.base import Source
 from quantscope.sources.resolve import open_source
@@ -138,12 +138,13 @@ def _shared(whole: Candidate, images: Images) -> Candidate:
 
 def _quantized(images: Images, whole: Candidate, preset: str) -> Candidate:
     """A preset of the original, in memory; tensors that keep their type are shared, not re-encoded."""
-    weights = images.weights
-    types = assign_types(preset, {n: weights.shape(n) for n in whole.types}, weights.config)
+    weights, c = images.weights, images.weights.config
+    tensors = [TensorShape(n, weights.shape(n), t) for n, t in whole.types.items()]
+    types = assign_types(preset, tensors, ModelFacts(c.arch, c.n_layer, c.n_head, c.n_head_kv))
     changed = {n: t for n, t in types.items() if t != whole.types[n]}
     size = whole.file_bytes + _padded_bytes(weights, types) - _padded_bytes(weights, whole.types)
     return Candidate(
-        Member(preset.upper(), Requantized(images, changed), images.release), types, size, _bpw(weights, types), None, weights.source
+        Member(preset_name(preset), Requantized(images, changed), images.release), types, size, _bpw(weights, types), None, weights.source
     )
 
 
