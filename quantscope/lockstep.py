@@ -153,7 +153,7 @@ def walk(
         refs: dict[str, Tensor] = {}
         taps = [_MemberTap(observer, m, refs, has_reference and m == 0) for m in range(len(members))]
         hidden = [embed(ids, m.weights, tap, dtype=dtype) for m, tap in zip(members, taps, strict=True)]  # [B,T,E] each
-        ropes = [tables(ids, m.weights, dtype=dtype) for m in members]
+        ropes = [tables(h, m.weights, dtype=dtype) for h, m in zip(hidden, members, strict=True)]
         step(1)
         for i in range(config.n_layer):
             refs.clear()

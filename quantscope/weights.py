@@ -8,8 +8,8 @@ reorders the rows of q and k, so does this module: both files of one model give 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,11 +19,9 @@ from quantscope.arch.config import Llama3Scaling, ModelConfig
 from quantscope.arch.names import to_gguf, to_hf
 from quantscope.arch.read import read_config
 from quantscope.arch.table import ARCHS, TensorRow
-from quantscope.errors import MissingTensorError, NonFiniteError, ShapeError
-from quantscope.quants import decode
+from quantscope.errors import MissingTensorError, NonFiniteError, ShapeError, UnsupportedTypeError
+from quantscope.quants import can_decode, decode
 from quantscope.sources.base import RawTensor, Source, missing_tensor, show
-
-Transform: TypeAlias = Callable[[str, Tensor], Tensor]
 
 ROPE_FREQS = "rope_freqs.weight"
 
@@ -50,44 +48,56 @@ class WeightProvider(Protocol):
 class Weights:
     """The tensors of one file under canonical names, in float32.
 
-    transform: called as ``transform(name, tensor)`` on every 2-D tensor that is read, and its result is used instead: how a
-    recipe puts quantized weights in place.  It must work row by row, because ``rows`` hands it only the rows in use.
     keep: hold every tensor once read (for generation); otherwise nothing is held and each call decodes anew.
     Raises at construction: UnsupportedArchitectureError, UnsupportedFeatureError, MissingTensorError, ShapeError.
     """
 
-    def __init__(self, source: Source, *, transform: Transform | None = None, keep: bool = False, device: str = "cpu") -> None:
+    def __init__(self, source: Source, *, keep: bool = False, device: str = "cpu") -> None:
         self.source = source
         self.config = read_config(source)
-        self.transform = transform
         self.device = torch.device(device)
         self._spec = ARCHS[self.config.arch]
         self._kept: dict[str, Tensor] | None = {} if keep else None
         self._finite: set[str] = set()
         self._stored = _by_canonical_name(source)
-        self._rows = self._wanted_rows()
-        self._check_shapes()
+        self._rows = self._find_rows()
+        self._check_stored()
 
-    def _wanted_rows(self) -> dict[str, TensorRow]:
-        """Canonical name → row of the architecture's table, for the tensors that are there; MissingTensorError for the others."""
-        table = {row.name: row for row in self._spec.top}
-        for i in range(self.config.n_layer):
-            table |= {f"blk.{i}.{row.name}": row for row in self._spec.layer}
-        config = self.config
-        table = {name: row for name, row in table.items() if row.flag is None or config.biases is None or row.flag in config.biases}
-        if config.tied:
-            del table["output.weight"]
-        for name, row in table.items():
-            needed = row.needed or row.flag in (config.biases or ()) or name == "output.weight"
-            if needed and name not in self._stored:
+    def _find_rows(self) -> dict[str, TensorRow]:
+        """Canonical name → row of the architecture's table, for the tensors that are there; MissingTensorError for one that must be."""
+        config, found = self.config, {}
+        for name, row in self._table():
+            if row.flag is not None and config.biases is not None and row.flag not in config.biases:
+                continue
+            made = name == ROPE_FREQS and config.rope.llama3 is not None
+            if name in self._stored or made:
+                found[name] = row
+            elif row.needed or row.flag in (config.biases or ()) or name == "output.weight":
                 raise self._missing(name)
-        made = {ROPE_FREQS} if config.rope.llama3 else set()
-        return {name: row for name, row in table.items() if name in self._stored or name in made}
+        return found
 
-    def _check_shapes(self) -> None:
+    def _table(self) -> Iterator[tuple[str, TensorRow]]:
+        """The architecture's rows under their full names, layer by layer, so that a wrong n_layer fails at the first layer."""
+        for row in self._spec.top:
+            if not (self.config.tied and row.name == "output.weight"):
+                yield row.name, row
+        for i in range(self.config.n_layer):
+            for row in self._spec.layer:
+                yield f"blk.{i}.{row.name}", row
+
+    def _check_stored(self) -> None:
+        """Shapes as the metadata say, types that hold weights."""
         for name, row in self._rows.items():
             stored, expected = self._stored.get(name), row.shape(self.config)
-            if stored is not None and stored.shape != expected:
+            if stored is None:  # made, not stored
+                continue
+            if not can_decode(stored.qtype):
+                raise UnsupportedTypeError(
+                    f"{show(self.source.path)}: tensor {stored.name!r} has the type {stored.qtype}, expected a floating-point or block "
+                    f"type. It is packed in a way of its own (GPTQ, AWQ, bitsandbytes ...): take the original F16 or BF16 weights, or a "
+                    f"GGUF file of this model."
+                )
+            if stored.shape != expected:
                 raise ShapeError(
                     f"{show(self.source.path)}: tensor {name!r} has the shape {list(stored.shape)}, expected {list(expected)} "
                     f"from the metadata. The header and the weights are of different models, or the file was converted wrongly: "
@@ -120,7 +130,7 @@ class Weights:
         return self._rows[name].shape(self.config)
 
     def get(self, name: str) -> Tensor:
-        """The tensor in float32 and canonical layout, [out,in] for a matrix, transformed.
+        """The tensor in float32 and canonical layout, [out,in] for a matrix.
 
         Raises MissingTensorError, and NonFiniteError when the file holds a NaN or an infinity.
         """
@@ -128,7 +138,7 @@ class Weights:
             return self._kept[name]
         if name not in self._rows:
             raise self._missing(name)
-        tensor = self._transformed(name, self._canonical(name))
+        tensor = self._canonical(name).to(self.device)
         if self._kept is not None:
             self._kept[name] = tensor
         return tensor
@@ -141,8 +151,8 @@ class Weights:
         raw = self._stored[name]
         blocks = self.source.raw(raw.name).reshape(raw.shape[0], -1)[unique.cpu().numpy()]  # [rows, bytes of a row]
         part = torch.from_numpy(decode(blocks.reshape(-1), raw.qtype)).reshape(len(unique), -1)
-        self._check_finite(name, part)
-        return self._transformed(name, part)[inverse.to(self.device)]
+        self._check_finite(name, part, unique)
+        return part.to(self.device)[inverse.to(self.device)]
 
     def layer_names(self, i: int) -> dict[str, str]:
         """Local name → canonical name of the tensors layer i has."""
@@ -169,7 +179,9 @@ class Weights:
             return llama3_factors(self.config.rope.theta, self.config.rope.dim, llama3)
         raw = self._stored[name]
         tensor = torch.from_numpy(decode(self.source.raw(raw.name), raw.qtype)).reshape(raw.shape)
-        self._check_finite(name, tensor)
+        if name not in self._finite:  # once is enough, the file does not change
+            self._check_finite(name, tensor)
+            self._finite.add(name)
         if self._permuted(name):
             return interleave_rows(tensor, tensor.shape[0] // self.config.head_dim)
         return tensor
@@ -178,24 +190,20 @@ class Weights:
         stem = name.split(".")[-2]
         return self.source.format == "safetensors" and stem in self._spec.hf_half_split and not name.endswith(".scale")
 
-    def _transformed(self, name: str, tensor: Tensor) -> Tensor:
-        if self.transform is not None and tensor.ndim == 2:
-            tensor = self.transform(name, tensor)
-        return tensor.to(self.device)
-
-    def _check_finite(self, name: str, tensor: Tensor) -> None:
-        """NonFiniteError at the first NaN or infinity; each tensor once."""
-        if name in self._finite:
-            return
+    def _check_finite(self, name: str, tensor: Tensor, ids: Tensor | None = None) -> None:
+        """NonFiniteError at the first NaN or infinity.  ids: which rows of the stored tensor these are; None: all of it."""
         bad = ~torch.isfinite(tensor)
-        if bad.any():
-            index = [int(n) for n in np.unravel_index(int(bad.flatten().byte().argmax()), tensor.shape)]
-            raise NonFiniteError(
-                f"{show(self.source.path)}: tensor {name!r} holds {float(tensor[tuple(index)])} at index {index} "
-                f"({int(bad.sum())} of {tensor.numel():,} values are not finite), expected finite numbers. The training diverged, "
-                f"or the conversion overflowed (BF16 weights written as F16 do): convert again with `--outtype bf16` or f32."
-            )
-        self._finite.add(name)
+        if not bad.any():
+            return
+        index = [int(n) for n in np.unravel_index(int(bad.flatten().byte().argmax()), tensor.shape)]
+        value = float(tensor[tuple(index)])
+        if ids is not None:
+            index[0] = int(ids[index[0]])
+        raise NonFiniteError(
+            f"{show(self.source.path)}: tensor {name!r} holds {value} at index {index} ({int(bad.sum())} of {tensor.numel():,} values "
+            f"are not finite), expected finite numbers. The training diverged, or the conversion overflowed (BF16 weights written "
+            f"as F16 do): convert the original again with `--outtype bf16` or `f32`."
+        )
 
 
 def interleave_rows(w: Tensor, n_head: int) -> Tensor:

@@ -117,8 +117,7 @@ class Keys:
 
 
 def config_from_gguf(source: Source) -> ModelConfig:
-    arch = source.metadata.get("general.architecture")
-    spec = arch_spec(str(arch), where=show(source.path))
+    spec = arch_spec(source.metadata.get("general.architecture"), where=show(source.path))
     keys = Keys(source, spec.name)
     keys.refuse()
     if "token_embd.weight" not in source.tensors:

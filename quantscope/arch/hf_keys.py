@@ -85,7 +85,7 @@ class Json:
 
 def config_from_hf(source: Source) -> ModelConfig:
     c = Json(source, source.metadata)
-    spec = arch_of_hf_type(str(c.values.get("model_type")), where=show(source.path))
+    spec = arch_of_hf_type(c.values.get("model_type"), where=show(source.path))
     c.refuse(REFUSED)
     n_ctx = c.count("max_position_embeddings")
     _refuse_window(c, n_ctx)

@@ -7,6 +7,7 @@ the modules of Transformers' modeling_{llama,qwen2,qwen3}.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quantscope.arch.config import ModelConfig, RopeLayout
@@ -97,23 +98,21 @@ ARCHS: dict[str, ArchSpec] = {
 }
 
 
-def arch_spec(name: str, *, where: str) -> ArchSpec:
-    """The row of ``general.architecture``; UnsupportedArchitectureError with the list of names otherwise."""
-    if name not in ARCHS:
-        raise _unsupported(where, name, ARCHS)
-    return ARCHS[name]
+def arch_spec(name: object, *, where: str) -> ArchSpec:
+    """The row of a GGUF file's ``general.architecture``; UnsupportedArchitectureError with the list of names otherwise."""
+    return _pick("general.architecture", name, ARCHS, where)
 
 
-def arch_of_hf_type(model_type: str, *, where: str) -> ArchSpec:
-    """The row that reads this ``model_type`` of a config.json; UnsupportedArchitectureError otherwise."""
-    by_type = {t: spec for spec in ARCHS.values() for t in spec.hf_types}
-    if model_type not in by_type:
-        raise _unsupported(where, model_type, by_type)
-    return by_type[model_type]
+def arch_of_hf_type(model_type: object, *, where: str) -> ArchSpec:
+    """The row of a config.json's ``model_type``; UnsupportedArchitectureError with the list of types otherwise."""
+    return _pick("model_type", model_type, {t: spec for spec in ARCHS.values() for t in spec.hf_types}, where)
 
 
-def _unsupported(where: str, name: str, supported: dict[str, ArchSpec]) -> UnsupportedArchitectureError:
-    return UnsupportedArchitectureError(
-        f"{where}: the architecture is {name!r}, expected one of {', '.join(supported)}. The reference forward does not know "
-        f"it yet: `quantscope inspect {where}` still lists the tensors."
+def _pick(key: str, name: object, rows: Mapping[str, ArchSpec], where: str) -> ArchSpec:
+    if isinstance(name, str) and name in rows:
+        return rows[name]
+    found = "is missing" if name is None else f"is {name!r}"
+    raise UnsupportedArchitectureError(
+        f"{where}: the architecture ({key}) {found}, expected one of {', '.join(rows)}. The reference forward does not know "
+        f"it yet, or the file is no language model: `quantscope inspect {where}` lists what it holds."
     )

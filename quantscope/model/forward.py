@@ -55,7 +55,7 @@ def forward(
     check_ids(ids, config, n_past)
     with exact_matmul():
         h = embed(ids, weights, tap, dtype=dtype)
-        rope = tables(ids, weights, dtype=dtype, n_past=n_past)
+        rope = tables(h, weights, dtype=dtype, n_past=n_past)
         for i in range(config.n_layer):
             h = layer(h, cast(weights.layer(i), dtype), i, config, rope, tap, cache)
         return head(h, cast(weights.top(), dtype), config, tap)
@@ -68,9 +68,9 @@ def embed(ids: Tensor, weights: WeightProvider, tap: Tap = no_tap, *, dtype: tor
     return h
 
 
-def tables(ids: Tensor, weights: WeightProvider, *, dtype: torch.dtype = torch.float32, n_past: int = 0) -> RopeTables:
-    """RoPE tables of the positions n_past … n_past + T − 1 of ids [B,T]; the same for every layer."""
-    positions = torch.arange(n_past, n_past + ids.shape[1], device=ids.device)
+def tables(h: Tensor, weights: WeightProvider, *, dtype: torch.dtype = torch.float32, n_past: int = 0) -> RopeTables:
+    """RoPE tables of the positions n_past … n_past + T − 1 of h [B,T,E], on its device; the same for every layer."""
+    positions = torch.arange(n_past, n_past + h.shape[1], device=h.device)
     return rope_tables(weights.config.rope, positions, weights.rope_factors(), dtype)
 
 
