@@ -47,6 +47,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "yarn, attention factor": ("llama", {"rope_parameters": YARN | {"attention_factor": 0.7}}),
     "yarn, mscale": ("llama", {"rope_parameters": YARN | {"mscale": 0.8, "mscale_all_dim": 0.5}}),
     "yarn, betas": ("llama", {"rope_parameters": YARN | {"beta_fast": 8.0, "beta_slow": 2.0}}),
+    "mistral": ("mistral", {"sliding_window": None}),
     "qwen2": ("qwen2", {"head_dim": None}),
     "qwen2, tied": ("qwen2", {"head_dim": None, "tie_word_embeddings": True}),
     "qwen2, yarn": ("qwen2", {"head_dim": None, "rope_parameters": YARN}),
