@@ -34,7 +34,7 @@ __all__ = ["CODECS", "Codec", "can_decode", "can_encode", "decode", "encode", "s
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-Kernel = Callable[[Any, Any], None]
+Kernel = Callable[..., Any]
 
 
 @cache
@@ -57,9 +57,15 @@ class Codec:
         _kernel(self.decoder)(blocks, out)
 
     def encode(self, x: Floats, out: Bytes) -> None:
-        """x: float32[n_blocks, block_size], out: uint8[n_blocks, type_size]; one thread."""
+        """x: finite float32[n_blocks, block_size], out: uint8[n_blocks, type_size]; one thread."""
         assert self.encoder is not None  # encode() below has refused such a type
         _kernel(self.encoder)(x, out)
+
+    def checked_encode(self, x: Floats, out: Bytes) -> None:
+        """As ``encode``; FloatingPointError where an element is not finite."""
+        if not _kernel("kernel:all_finite")(x.reshape(-1).view(np.uint32)):
+            raise FloatingPointError
+        self.encode(x, out)
 
 
 # fmt: off
@@ -79,15 +85,15 @@ CODECS: dict[str, Codec] = {
     "Q6_K":    Codec("k_quants:decode_q6_k",   "k_search:encode_q6_k"),
     "Q8_1":    Codec("rare:decode_q8_1"),
     "Q8_K":    Codec("rare:decode_q8_k"),
-    "IQ1_S":   Codec("rare:decode_iq1_s"),
-    "IQ1_M":   Codec("rare:decode_iq1_m"),
-    "IQ2_XXS": Codec("rare:decode_iq2_xxs"),
-    "IQ2_XS":  Codec("rare:decode_iq2_xs"),
-    "IQ2_S":   Codec("rare:decode_iq2_s"),
-    "IQ3_XXS": Codec("rare:decode_iq3_xxs"),
-    "IQ3_S":   Codec("rare:decode_iq3_s"),
-    "IQ4_NL":  Codec("rare:decode_iq4_nl"),
-    "IQ4_XS":  Codec("rare:decode_iq4_xs"),
+    "IQ1_S":   Codec("i_quants:decode_iq1_s"),
+    "IQ1_M":   Codec("i_quants:decode_iq1_m"),
+    "IQ2_XXS": Codec("i_quants:decode_iq2_xxs"),
+    "IQ2_XS":  Codec("i_quants:decode_iq2_xs"),
+    "IQ2_S":   Codec("i_quants:decode_iq2_s"),
+    "IQ3_XXS": Codec("i_quants:decode_iq3_xxs"),
+    "IQ3_S":   Codec("i_quants:decode_iq3_s"),
+    "IQ4_NL":  Codec("i_quants:decode_iq4_nl"),
+    "IQ4_XS":  Codec("i_quants:decode_iq4_xs"),
     "TQ1_0":   Codec("rare:decode_tq1_0"),
     "TQ2_0":   Codec("rare:decode_tq2_0"),
     "MXFP4":   Codec("rare:decode_mxfp4"),
@@ -150,21 +156,21 @@ def encode(x: Floats, qtype: QuantType, n_per_row: int) -> Bytes:
     if n_per_row == 0:
         return np.empty(0, np.uint8)
     x = np.ascontiguousarray(x)
-    check_finite(x, qtype)
     blocks = x.reshape(-1, qtype.block_size)
     out = np.empty(x.size // n_per_row * row_bytes, np.uint8)
-    share_out(codec.encode, _read_only(blocks), out.reshape(-1, qtype.type_size))
+    try:
+        share_out(codec.checked_encode, _read_only(blocks), out.reshape(-1, qtype.type_size))
+    except FloatingPointError:
+        raise _non_finite(x, qtype) from None
     return out
 
 
-def check_finite(x: Floats, qtype: QuantType) -> None:
-    """NonFiniteError with the index of the first NaN or infinity in ``x``, if there is one."""
+def _non_finite(x: Floats, qtype: QuantType) -> NonFiniteError:
+    """The error that names the first NaN or infinity in ``x``."""
     finite = np.isfinite(x)
-    if finite.all():
-        return
     index = np.unravel_index(int(np.argmin(finite)), x.shape)
     at = "][".join(str(int(i)) for i in index)
-    raise NonFiniteError(
+    return NonFiniteError(
         f"element [{at}] of {list(x.shape)} is {x[index]}: expected finite numbers to encode as {qtype}, found {int(np.sum(~finite))} of "
         f"{x.size} that are not. The file is damaged, or the model diverged in training, or overflowed when it was converted to F16: "
         f"`quantscope inspect FILE` lists its tensors; compare the file with the published one."

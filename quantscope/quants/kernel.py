@@ -83,14 +83,48 @@ def float_to_half(value: np.float32) -> np.uint32:
 
 
 @inline
+def read_u16(blocks: Any, i: int, at: int) -> np.uint32:
+    """Bytes ``at`` and ``at + 1`` of block i, little-endian."""
+    return np.uint32(np.uint32(blocks[i, at]) | np.uint32(np.uint32(blocks[i, at + 1]) << np.uint32(8)))
+
+
+@inline
+def read_u32(blocks: Any, i: int, at: int) -> np.uint32:
+    """Four bytes of block i from ``at`` on, little-endian."""
+    return np.uint32(read_u16(blocks, i, at) | np.uint32(read_u16(blocks, i, at + 2) << np.uint32(16)))
+
+
+@inline
 def read_half(blocks: Any, i: int, at: int) -> np.float32:
-    """The float16 in bytes ``at`` and ``at + 1`` (little-endian) of block ``i``."""
-    return half_to_float(np.uint32(blocks[i, at]) | np.uint32(np.uint32(blocks[i, at + 1]) << np.uint32(8)))
+    """The float16 in bytes ``at`` and ``at + 1`` of block i."""
+    return half_to_float(read_u16(blocks, i, at))
+
+
+@inline
+def write_u16(out: Any, i: int, at: int, word: np.uint32) -> None:
+    """The low 16 bits of ``word`` into bytes ``at`` and ``at + 1`` of block i, little-endian."""
+    out[i, at] = np.uint8(word & np.uint32(0xFF))
+    out[i, at + 1] = np.uint8((word >> np.uint32(8)) & np.uint32(0xFF))
+
+
+@inline
+def write_u32(out: Any, i: int, at: int, word: np.uint32) -> None:
+    """``word`` into four bytes of block i from ``at`` on, little-endian."""
+    write_u16(out, i, at, word)
+    write_u16(out, i, at + 2, word >> np.uint32(16))
 
 
 @inline
 def write_half(out: Any, i: int, at: int, value: np.float32) -> None:
-    """``value`` as float16 into bytes ``at`` and ``at + 1`` (little-endian) of block ``i``."""
-    half = float_to_half(value)
-    out[i, at] = np.uint8(half & np.uint32(0xFF))
-    out[i, at + 1] = np.uint8(half >> np.uint32(8))
+    """``value`` as float16 into bytes ``at`` and ``at + 1`` of block i."""
+    write_u16(out, i, at, float_to_half(value))
+
+
+@kernel
+def all_finite(bits: Any) -> bool:
+    """True where no float32 among ``bits`` (uint32[n]) is NaN or infinite: an exponent of all ones makes the greatest magnitudes."""
+    greatest = np.uint32(0)
+    for i in range(bits.size):
+        magnitude = np.uint32(bits[i] & np.uint32(0x7FFFFFFF))
+        greatest = np.uint32(max(greatest, magnitude))
+    return bool(greatest < np.uint32(0x7F800000))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from quantscope.quants.kernel import as_float, float_to_half, half_to_float, inline, kernel, read_half, write_half
+from quantscope.quants.kernel import as_float, float_to_half, half_to_float, inline, kernel, read_half, read_u32, write_half, write_u32
 from quantscope.quants.simd import Lanes, any_lane, bits_of, f32, i32, to_f32, where
 from quantscope.quants.simd_bytes import (
     collect_bits,
@@ -106,7 +106,7 @@ def decode_q4_1(blocks: Any, out: Any) -> None:
 @kernel
 def decode_q5_0(blocks: Any, out: Any) -> None:
     for i in range(blocks.shape[0]):
-        d, high = f32(read_half(blocks, i, 0)), _read_u32(blocks, i, 2)
+        d, high = f32(read_half(blocks, i, 0)), read_u32(blocks, i, 2)
         q = load_u8(blocks, i * 22 + 6)
         store_f32(out, i * 32, to_f32(((q & i32(15)) | _bit_4(high)) - i32(16)) * d)
         store_f32(out, i * 32 + 16, to_f32(((q >> i32(4)) | _bit_4(high >> 16)) - i32(16)) * d)
@@ -116,7 +116,7 @@ def decode_q5_0(blocks: Any, out: Any) -> None:
 @kernel
 def decode_q5_1(blocks: Any, out: Any) -> None:
     for i in range(blocks.shape[0]):
-        d, m, high = f32(read_half(blocks, i, 0)), f32(read_half(blocks, i, 2)), _read_u32(blocks, i, 4)
+        d, m, high = f32(read_half(blocks, i, 0)), f32(read_half(blocks, i, 2)), read_u32(blocks, i, 4)
         q = load_u8(blocks, i * 24 + 8)
         store_f32(out, i * 32, to_f32((q & i32(15)) | _bit_4(high)) * d + m)
         store_f32(out, i * 32 + 16, to_f32((q >> i32(4)) | _bit_4(high >> 16)) * d + m)
@@ -160,7 +160,7 @@ def encode_q5_0(x: Any, out: Any) -> None:
         d = F32(_peak(x, i) / F32(-16))
         write_half(out, i, 0, d)
         low, high = _steps(x, i, d, F32(0), F32(16.5), 31)
-        _write_u32(out, i, 2, _bits_4(low) | (_bits_4(high) << 16))
+        write_u32(out, i, 2, _bits_4(low) | (_bits_4(high) << 16))
         store_u8(out, i * 22 + 6, (low & i32(15)) | (high << i32(4)))
 
 
@@ -173,7 +173,7 @@ def encode_q5_1(x: Any, out: Any) -> None:
         write_half(out, i, 0, d)
         write_half(out, i, 2, minimum)
         low, high = _steps(x, i, d, minimum, F32(0.5), 31)
-        _write_u32(out, i, 4, _bits_4(low) | (_bits_4(high) << 16))
+        write_u32(out, i, 4, _bits_4(low) | (_bits_4(high) << 16))
         store_u8(out, i * 24 + 8, (low & i32(15)) | (high << i32(4)))
 
 
@@ -264,19 +264,3 @@ def _bit_4(word: np.uint32) -> Lanes:
 def _bits_4(steps: Lanes) -> np.uint32:
     """Bit 4 of lane j (0 … 31) moved to bit j."""
     return collect_bits(steps > i32(15))
-
-
-@inline
-def _read_u32(blocks: Any, i: int, at: int) -> np.uint32:
-    """Four bytes of block i, little-endian."""
-    word = np.uint32(0)
-    for k in range(4):
-        word = np.uint32(word | np.uint32(np.uint32(blocks[i, at + k]) << np.uint32(8 * k)))
-    return word
-
-
-@inline
-def _write_u32(out: Any, i: int, at: int, word: np.uint32) -> None:
-    """Four bytes of block i, little-endian."""
-    for k in range(4):
-        out[i, at + k] = np.uint8((word >> np.uint32(8 * k)) & np.uint32(0xFF))
