@@ -100,6 +100,7 @@ def study_and_show(options: StudyOptions, out: Path, json: bool) -> None:
     check_folder(out)
     from quantscope.study import run_study  # after the checks that need no torch
 
+    _check_device(options.device)
     with progress_bar() as progress:
         done = run_study(options, progress)
     document = dump(done)
@@ -109,6 +110,16 @@ def study_and_show(options: StudyOptions, out: Path, json: bool) -> None:
     if json:
         sys.stdout.write(document)
     console(sys.stderr).print(f"\nWrote {' and '.join(str(p) for p in written)}.", markup=False, soft_wrap=True)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"--device cuda: torch {torch.__version__} finds no usable CUDA device here, expected one. Either there is no GPU or this torch "
+            f"was built without CUDA: run with --device cpu."
+        )
 
 
 def default_folder(model: str) -> Path:
