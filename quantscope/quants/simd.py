@@ -22,6 +22,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
@@ -92,7 +93,7 @@ for _symbol, _tests in _COMPARISONS.items():
 
 
 def _unary(result: types.Type, operand: LanesType, emit: Emit) -> Any:
-    @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+    @intrinsic
     def function(typing_context: Any, v: Any) -> Any:
         return result(operand), lambda context, builder, sig, args: emit(builder, args[0])
 
@@ -124,7 +125,7 @@ any_lane = _unary(types.boolean, MASK, _emit_any)
 
 
 def _splat(result: LanesType, scalar: types.Type) -> Any:
-    @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+    @intrinsic
     def function(typing_context: Any, value: Any) -> Any:
         def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             element = context.cast(builder, args[0], sig.args[0], scalar)
@@ -151,12 +152,13 @@ def _row_pointer(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 def _lanes_of(array: Any) -> LanesType:
     """float32[n, 16] → F32, int32[n, 16] → I32."""
-    assert array.ndim == 2
-    assert array.layout == "C"
-    return {types.float32: F32, types.int32: I32}[array.dtype]
+    lanes = {types.float32: F32, types.int32: I32}.get(array.dtype)
+    if lanes is None or array.ndim != 2 or array.layout != "C":
+        raise TypingError(f"{array} has no rows of lanes: expected a contiguous float32[n, {LANES}] or int32[n, {LANES}]")
+    return lanes
 
 
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+@intrinsic
 def load(typing_context: Any, array: Any, row: Any) -> Any:
     """Row ``row`` of a contiguous [n, 16] array."""
 
@@ -168,7 +170,7 @@ def load(typing_context: Any, array: Any, row: Any) -> Any:
     return _lanes_of(array)(array, row), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+@intrinsic
 def store(typing_context: Any, array: Any, row: Any, value: Any) -> Any:
     """array[row] = value, for a contiguous [n, 16] array."""
 
@@ -176,13 +178,14 @@ def store(typing_context: Any, array: Any, row: Any, value: Any) -> Any:
         builder.store(args[2], _row_pointer(context, builder, sig, args), align=4)
         return context.get_dummy_value()
 
-    assert value == _lanes_of(array)
+    if value != _lanes_of(array):
+        raise TypingError(f"{value} cannot be stored in {array}")
     return types.void(array, row, value), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+@intrinsic
 def where(typing_context: Any, mask: Any, a: Any, b: Any) -> Any:
     """Lane by lane, ``a`` where the mask is set and ``b`` elsewhere; both are always computed."""
-    assert mask == MASK
-    assert a == b
+    if mask != MASK or a != b:
+        raise TypingError(f"where({mask}, {a}, {b}): expected a mask and two operands of one type")
     return a(mask, a, b), lambda context, builder, sig, args: builder.select(*args)
