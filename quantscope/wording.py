@@ -1,4 +1,4 @@
-"""Numbers and names as people read them: ``10.3×``, ``0.0123``, ``−0.000174``, ``4.6 MB``, ``"\\n"``, ``a, b and c``.
+"""Numbers and names as people read them: ``10.3×``, ``0.0123``, ``−0.0000180``, ``4.6 MB``, ``"\\n"``, ``a, b and c``.
 
 A minus is U+2212 (−), a value that is no finite number says which (``NaN``, ``∞``), and a missing one is an en dash.
 """
@@ -29,15 +29,22 @@ def fixed(x: float | None, digits: int) -> str:
     return _special(x) or minus(f"{x:,.{digits}f}")
 
 
-def sig(x: float | None, digits: int = 3) -> str:
-    """Significant digits, plain from 0.000001 to a million: ``0.0123``, ``123``, otherwise ``1.23e−7``."""
+def sig(x: float | None, digits: int = 3, smallest: float = 1e-4) -> str:
+    """Significant digits, plain from ``smallest`` to a million: ``0.0123``, ``123``, otherwise ``1.23e−7``."""
     special = _special(x)
     if special or x is None:
         return special or MISSING
     if x == 0:
         return "0"
-    exponent = int(f"{x:.{digits - 1}e}".split("e")[1])
-    return fixed(x, max(0, digits - 1 - exponent)) if -7 < exponent < 6 else sci(x, digits)
+    rounded = float(f"{x:.{digits - 1}e}")
+    if not smallest <= abs(rounded) < 1e6:
+        return sci(x, digits)
+    return fixed(x, max(0, digits - 1 - math.floor(math.log10(abs(rounded)))))
+
+
+def mean(x: float | None) -> str:
+    """A mean of activations: three significant digits, plain down to a millionth, so that a column can be read: ``−0.0000180``."""
+    return sig(x, 3, 1e-6)
 
 
 def sci(x: float | None, digits: int = 3) -> str:
@@ -82,6 +89,14 @@ def size(n_bytes: int | None) -> str:
 def count(n: int, singular: str, plural: str | None = None) -> str:
     """``1 layer``, ``2 layers``."""
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
+
+
+def quantity(n: int) -> str:
+    """A large number in words: ``260,032``, ``8.03 million``, ``1.10 billion``."""
+    for unit, word in ((1e9, "billion"), (1e6, "million")):
+        if n >= unit:
+            return f"{sig(n / unit)} {word}"
+    return f"{n:,}"
 
 
 def listed(items: Iterable[str]) -> str:

@@ -117,8 +117,8 @@ def _check_device(device: str) -> None:
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
-            f"--device cuda: torch {torch.__version__} finds no usable CUDA device here, expected one. Either there is no GPU or this torch "
-            f"was built without CUDA: run with --device cpu."
+            f"--device cuda: torch {torch.__version__} finds no usable CUDA device, expected one. Either there is no GPU or "
+            f"this torch was built without CUDA: run with --device cpu."
         )
 
 

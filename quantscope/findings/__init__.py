@@ -33,6 +33,7 @@ RULES: tuple[Rule, ...] = (
     layers.drift_of_mean,
     layers.standing_out,
     tokens.agreement,
+    tokens.same_weights,
     tokens.limits,
 )
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from quantscope import metrics
 from quantscope.results import Finding, Flag, LayerRow, Study, Variant
-from quantscope.wording import count, listed, percent, sig, span, times, with_sign
+from quantscope.wording import count, listed, mean, percent, span, times, with_sign
 
 SIMILAR = 0.1  # growth within 10 % counts as the same
 LITTLE_GROWTH = 2.0  # below this multiple the residual stream hardly grows
@@ -138,7 +138,7 @@ def _drift_of(v: Variant) -> str:
         how = f"{times(drift)}, it changes its sign"
     else:
         how = f"{times(drift)}, {'positive' if last > 0 else 'negative'} direction"
-    return f"{v.name} {sig(first)} → {sig(last)} ({how})"
+    return f"{v.name} {mean(first)} → {mean(last)} ({how})"
 
 
 def _direction(study: Study, variants: list[Variant]) -> str:
@@ -172,8 +172,9 @@ def _what_the_multiple_is(variants: list[Variant]) -> str:
     near = [n for n, x in numbers.items() if x["first_mean_to_rms"] < NEAR_ZERO]
     if near:
         whose = "every variant" if len(near) == len(numbers) > 1 else listed(near)
-        text += f" The first mean is near zero in {whose} (under {percent(NEAR_ZERO, 1)} of RMS)"
-        text += ", so the multiple is mostly set by that small divisor."
+        text += (
+            f" The first mean is near zero in {whose} (under {percent(NEAR_ZERO, 1)} of RMS): multiples of so small a number say little."
+        )
     return text
 
 
@@ -213,7 +214,7 @@ def standing_out(study: Study) -> Finding | None:
 
 def _cell(v: Variant, row: LayerRow, flag: Flag) -> str:
     multiple = f"{times(flag.times)} the others' {percent(flag.median_of_others)}"
-    return f"{v.name} layer {row.layer}, mean {sig(row.swiglu_mean)}, {percent(flag.mean_to_rms)} of its RMS, {multiple}"
+    return f"{v.name} layer {row.layer}, mean {mean(row.swiglu_mean)}, {percent(flag.mean_to_rms)} of its RMS, {multiple}"
 
 
 # ---- Growth of the error ------------------------------------------------------------------------------------------------

@@ -17,9 +17,8 @@ def kl_order(study: Study) -> Finding | None:
     if not measured:
         return None
     measured.sort(key=lambda pair: _kl(pair[1]))
-    chain = " < ".join(f"{v.name} {sig(_kl(s))}" for v, s in measured)
     n = measured[0][1].n_positions
-    text = f"KL divergence from {study.original}: {chain} nats, the mean of {count(n, 'position')}."
+    text = f"KL divergence from {study.original}: {_chain(measured)} nats, the mean of {count(n, 'position')}."
     text += _size_order([v for v, _ in measured]) + _ties(measured) + _agreement(measured)
     if n < FEW_POSITIONS:
         text += f" {count(n, 'position')} {'is' if n == 1 else 'are'} few: give a text with --text for figures to rely on."
@@ -42,22 +41,39 @@ def _size_order(ordered: list[Variant]) -> str:
     return f" {listed(f'{a.name} is smaller and yet closer than {b.name}' for a, b in pairs)}."
 
 
+def _chain(measured: list[tuple[Variant, LogitStats]]) -> str:
+    """``Q8_0 0.0004 < Q6_K 0.0018``; an equals sign between equal numbers."""
+    text = ""
+    for i, (v, s) in enumerate(measured):
+        sign = "" if i == 0 else " = " if _kl(s) == _kl(measured[i - 1][1]) else " < "
+        text += f"{sign}{v.name} {sig(_kl(s))}"
+    return text
+
+
 def _ties(measured: list[tuple[Variant, LogitStats]]) -> str:
     """Neighbours whose difference is under two standard errors; taken as independent, which overstates the error of paired runs."""
-    close = []
-    for (a, s), (b, t) in pairwise(measured):
-        if s.kl_nats_se is None or t.kl_nats_se is None:
-            continue
-        if not abs(_kl(t) - _kl(s)) > 2 * math.hypot(s.kl_nats_se, t.kl_nats_se):
-            close.append(f"{a.name} and {b.name}")
+    pairs = [(a, b, s, t) for (a, s), (b, t) in pairwise(measured) if _kl(s) != _kl(t)]
+    close = [f"{a.name} and {b.name}" for a, b, s, t in pairs if _within_error(s, t)]
     if not close:
         return ""
+    if len(close) == len(pairs) > 1:
+        return " No neighbours in this order differ by two standard errors: it is not settled."
     return f" Within two standard errors of each other, so their order is not settled: {'; '.join(close)}."
 
 
+def _within_error(s: LogitStats, t: LogitStats) -> bool:
+    if s.kl_nats_se is None or t.kl_nats_se is None:
+        return False
+    return not abs(_kl(t) - _kl(s)) > 2 * math.hypot(s.kl_nats_se, t.kl_nats_se)
+
+
 def _agreement(measured: list[tuple[Variant, LogitStats]]) -> str:
-    known = [f"{v.name} {fixed(100 * s.top1_agree, 2)}%" for v, s in measured if s.top1_agree is not None]
-    return f" Same top token at {listed(known)} of the positions." if known else ""
+    known = [(v.name, s.top1_agree) for v, s in measured if s.top1_agree is not None]
+    if not known:
+        return ""
+    if all(agree == 1 for _, agree in known):
+        return " The top token is the original's at every position in every variant."
+    return f" Same top token at {listed(f'{name} {fixed(100 * agree, 2)}%' for name, agree in known)} of the positions."
 
 
 def perplexity(study: Study) -> Finding | None:

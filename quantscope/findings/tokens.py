@@ -209,6 +209,22 @@ def agreement(study: Study) -> Finding | None:
     return Finding("agreement", text, {"groups": ids})
 
 
+def same_weights(study: Study) -> Finding | None:
+    """Presets that come to the same types because blocks do not fill the rows of this model."""
+    groups: dict[tuple[tuple[str, str], ...], list[Variant]] = {}
+    for v in study.quantized:
+        if v.types and v.path is None:
+            groups.setdefault(tuple(sorted(v.types.items())), []).append(v)
+    alike = [group for group in groups.values() if len(group) > 1]
+    if not alike:
+        return None
+    text = (
+        f"{'; '.join(names(group) for group in alike)} give every tensor the same type here and so are one and the same: where blocks do "
+        f"not fill the rows of a model, a preset falls back to other types."
+    )
+    return Finding("same-weights", text, {"groups": [[v.name for v in group] for group in alike]})
+
+
 def limits(study: Study) -> Finding | None:
     """What the study cannot show."""
     engine = engine_of(study)

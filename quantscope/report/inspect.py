@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quantscope.sources.summary import ArrayPreview, Summary, TensorRow
-from quantscope.wording import count, fixed, percent, printable, quoted, sig, size
+from quantscope.wording import count, fixed, percent, printable, quantity, quoted, size
 
 INSPECT_VERSION = 1
 LONGEST = 100  # characters of a metadata value that are shown
@@ -51,7 +51,7 @@ def _headline(s: Summary) -> str:
     container = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in s.container.items())
     kind = {"gguf": "GGUF", "safetensors": "Hugging Face folder"}[s.format] + (f" ({container})" if container else "")
     return (
-        f"{printable(s.path)}: {kind}, {size(s.file_bytes)}, {count(len(s.tensors), 'tensor')}, {sig(s.n_elements / 1e6)} million "
+        f"{printable(s.path)}: {kind}, {size(s.file_bytes)}, {count(len(s.tensors), 'tensor')}, {quantity(s.n_elements)} "
         f"weights, {fixed(s.bpw, 2)} bits per weight"
     )
 
@@ -97,7 +97,9 @@ def _tensors(groups: list[list[TensorRow]]) -> Table:
     grid = _grid("tensor", "number", "type", "shape", "bytes", right="lrllr")
     for group in groups:
         t = group[0]
-        name = Text(printable(group_name(group)), style="" if all(x.intact for x in group) else "red")
+        name = Text(printable(group_name(group)))
+        if not t.intact:
+            name.append(" (incomplete)", "red")
         shape = " × ".join(f"{n:,}" for n in t.shape)
         grid.add_row(name, f"{len(group):,}", t.type, shape, f"{sum(x.n_bytes for x in group):,}")
     return grid

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from quantscope.results import Flag, Generated, LayerRow, LogitStats, Study, Variant
-from quantscope.wording import MISSING, count, fixed, listed, percent, printable, quoted, sci, sig, size, times
+from quantscope.wording import MISSING, count, fixed, listed, mean, percent, printable, quantity, quoted, sci, sig, size, times
 
 FLAG = "⚠"
 DIFFERS = "≠"
@@ -53,7 +53,7 @@ def _model_line(study: Study) -> str:
         return ""
     return (
         f"Model {printable(m.name)}: {printable(m.arch)}, {count(m.n_layer, 'layer')} × {m.n_embd:,} channels, "
-        f"vocabulary {m.n_vocab:,}, {sig(m.n_params / 1e6)} million parameters"
+        f"vocabulary {m.n_vocab:,}, {quantity(m.n_params)} parameters"
     )
 
 
@@ -134,7 +134,7 @@ def layer_outputs(study: Study) -> Section:
         _tables(
             by_layer(study, study.variants, lambda r: sig(r.input_rms, 4), "Input RMS"),
             by_layer(study, study.variants, lambda r: f"{sig(r.output_rms, 4)} {times(r.rms_growth):>6}", "Output RMS and its growth"),
-            by_layer(study, study.variants, lambda r: sig(r.mean), "Mean of the output"),
+            by_layer(study, study.variants, lambda r: mean(r.mean), "Mean of the output"),
         ),
     )
 
@@ -143,16 +143,16 @@ def swiglu(study: Study) -> Section:
     """RMS and mean of the SwiGLU output, with flagged cells and a footnote for each."""
     having = [v for v in study.variants if any(r.swiglu_rms is not None for r in v.layers)]
 
-    def mean(row: LayerRow) -> str:
+    def cell(row: LayerRow) -> str:
         flagged = any(f.cell == "swiglu_mean" for f in row.flags)
-        return f"{FLAG} {sig(row.swiglu_mean)}" if flagged else sig(row.swiglu_mean)
+        return f"{FLAG} {mean(row.swiglu_mean)}" if flagged else mean(row.swiglu_mean)
 
     return Section(
         "SwiGLU",
         "RMS and mean of silu(gate)·up, the widest signal of a layer.",
         _tables(
             by_layer(study, having, lambda r: sig(r.swiglu_rms, 4), "SwiGLU RMS"),
-            by_layer(study, having, mean, "SwiGLU mean", _flag_notes(having)),
+            by_layer(study, having, cell, "SwiGLU mean", _flag_notes(having)),
         ),
     )
 
@@ -251,5 +251,5 @@ def sizes(study: Study) -> Section:
         )
         for v in shown
     )
-    table = Table(("variant", "file size", "of original", "bits per weight", "tensors by type"), rows, text_columns=frozenset({0, 4}))
+    table = Table(("variant", "file size", "of original", "bits/weight", "tensors by type"), rows, text_columns=frozenset({0, 4}))
     return Section("Size", "", (table,) if rows else ())

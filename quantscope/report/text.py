@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
@@ -20,6 +20,7 @@ MOST_ROWS = 12  # layers shown before they are sampled
 MOST_FOOTNOTES = 6
 WIDEST_NAME = 16  # [columns] a longer name is broken over several lines
 INDENT = 2  # [columns] of a table
+WIDEST_WORDS = 30  # [columns] a wider column of words is wrapped when space is short
 GAP = 2  # [columns] between two columns of a table
 
 
@@ -59,7 +60,8 @@ def _table(table: Table, width: int, full: str) -> list[RenderableType]:
     rows, said = sample(table, full)
     parts: list[RenderableType] = [Text(), Text(table.caption, style="italic")] if table.caption else [Text()]
     headings = [folded(c, WIDEST_NAME) for c in table.columns]
-    for i, columns in enumerate(fitting(headings, rows, width)):
+    rows = [(folded(first, WIDEST_NAME), *others) for first, *others in rows]
+    for i, columns in enumerate(fitting(headings, rows, width, table.text_columns)):
         parts += [Text()] if i else []
         parts.append(_grid(table, headings, rows, columns))
     if said:
@@ -106,16 +108,23 @@ def sample(table: Table, full: str) -> tuple[list[tuple[str, ...]], str]:
     return [row for i, row in enumerate(table.rows) if i in chosen], f"{len(chosen)} of {n} layers shown; all of them are in {full}"
 
 
-def fitting(headings: Sequence[str], rows: Sequence[tuple[str, ...]], width: int) -> list[list[int]]:
-    """Column numbers of each part table, so that no part is wider than ``width``; the first column is in every part."""
-    natural = [max(cell_len(line) for line in [*headings[c].split("\n"), *(row[c] for row in rows)]) for c in range(len(headings))]
-    parts, used = [[0]], natural[0]
+def fitting(headings: Sequence[str], rows: Sequence[tuple[str, ...]], width: int, wrapping: Collection[int] = ()) -> list[list[int]]:
+    """Column numbers of each part table, so that no part is wider than ``width``; the first column is in every part.
+
+    Columns in ``wrapping`` hold words: they may take several lines, and need no more than 30 columns.
+    """
+
+    def needs(c: int) -> int:
+        natural = max(cell_len(line) for cell in (headings[c], *(row[c] for row in rows)) for line in cell.split("\n"))
+        return min(natural, WIDEST_WORDS) if c in wrapping else natural
+
+    parts, used = [[0]], needs(0)
     for c in range(1, len(headings)):
-        if used + GAP + natural[c] > width - INDENT and len(parts[-1]) > 1:
+        if used + GAP + needs(c) > width - INDENT and len(parts[-1]) > 1:
             parts.append([0])
-            used = natural[0]
+            used = needs(0)
         parts[-1].append(c)
-        used += GAP + natural[c]
+        used += GAP + needs(c)
     return parts
 
 

@@ -65,7 +65,7 @@ def quantized(n_layer: int = 10) -> tuple[Variant, ...]:
             1275, kl, se, kl / 2, kl * 9, kl * 40, 1 - kl, 0.004, kl / 3, 12.5 * (1 + kl), 0.4, kl, kl / 4
         )  # fmt: skip
         layers = rows(n_layer, error=(nmse, factor))
-        types = {"token_embd.weight": "Q6_K", "output_norm.weight": "F32"}
+        types = {"token_embd.weight": "Q6_K", "blk.0.attn_q.weight": name, "output_norm.weight": "F32"}
         out.append(Variant(name, types, n_bytes, bpw, (token(text, 0.3),), layers, stats))
     return tuple(out)
 

@@ -34,6 +34,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
             calls.append(options)
             return run(options, progress)
 
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
         monkeypatch.setitem(sys.modules, "quantscope.study", SimpleNamespace(run_study=recording))
         return calls
 

@@ -106,6 +106,20 @@ class TestTokens:
         assert "same reference with exact arithmetic" in text_of(study, "limits")
 
 
+class TestSameWeights:
+    def test_presets_that_fall_back_to_the_same_types(self) -> None:
+        base = studies.study()
+        types = {v.name: {"output.weight": v.name} for v in base.variants} | {"Q6_K": {"output.weight": "Q8_0"}}
+        study = complete(dataclasses.replace(base, variants=tuple(dataclasses.replace(v, types=types[v.name]) for v in base.variants)))
+        assert text_of(study, "same-weights").startswith("Q8_0 and Q6_K give every tensor the same type here")
+        assert evidence_of(study, "same-weights") == {"groups": [["Q8_0", "Q6_K"]]}
+
+    def test_equal_numbers_are_not_ordered(self) -> None:
+        text = text_of(changed(studies.study(), "Q6_K", logits=studies.study().variant("Q8_0").logits), "kl-order")
+        assert "Q8_0 0.000400 = Q6_K 0.000400 < Q5_K_M" in text
+        assert "not settled" not in text
+
+
 class TestGrowth:
     def test_in_the_original_too_is_architecture(self) -> None:
         text = text_of(studies.study(), "rms-growth")
@@ -224,6 +238,18 @@ class TestLogits:
         variants = tuple(dataclasses.replace(v, logits=v.logits and dataclasses.replace(v.logits, n_positions=5)) for v in base.variants)
         study = complete(dataclasses.replace(base, variants=variants))
         assert "5 positions are few" in text_of(study, "kl-order")
+
+    def test_nothing_settled(self) -> None:
+        base = studies.study()
+        variants = tuple(dataclasses.replace(v, logits=v.logits and dataclasses.replace(v.logits, kl_nats_se=1.0)) for v in base.variants)
+        text = text_of(complete(dataclasses.replace(base, variants=variants)), "kl-order")
+        assert "No neighbours in this order differ by two standard errors" in text
+
+    def test_the_same_top_token_everywhere(self) -> None:
+        base = studies.study()
+        variants = tuple(dataclasses.replace(v, logits=v.logits and dataclasses.replace(v.logits, top1_agree=1.0)) for v in base.variants)
+        text = text_of(complete(dataclasses.replace(base, variants=variants)), "kl-order")
+        assert "The top token is the original's at every position in every variant." in text
 
     def test_perplexity(self) -> None:
         text = text_of(studies.study(), "perplexity")

@@ -174,10 +174,14 @@ class TestWording:
     @pytest.mark.parametrize(
         ("x", "text"),
         [(0.0123456, "0.0123"), (-0.000174, "−0.000174"), (0.0999999, "0.100"), (1.23e-7, "1.23e−7"), (1234567, "1.23e6"), (0.0, "0"),
-         (-0.0, "0"), (12.345, "12.3"), (123456, "123,456"), (0.000001, "0.00000100"), (-math.inf, "−∞"), (None, "–")],
+         (-0.0, "0"), (12.345, "12.3"), (123456, "123,456"), (0.000123, "0.000123"), (0.00009996, "0.000100"), (8.42e-6, "8.42e−6"), (-math.inf, "−∞"), (None, "–")],
     )  # fmt: skip
     def test_sig(self, x: float | None, text: str) -> None:
         assert wording.sig(x) == text
+
+    def test_mean_and_quantity(self) -> None:
+        assert [wording.mean(x) for x in (-0.000018, 0.0154, 1e-7)] == ["−0.0000180", "0.0154", "1.00e−7"]
+        assert [wording.quantity(n) for n in (260_032, 8_030_000, 1_100_048_384)] == ["260,032", "8.03 million", "1.10 billion"]
 
     def test_sci_percent_size(self) -> None:
         assert [wording.sci(x) for x in (0.000123, 12.0, 0.0, math.inf)] == ["1.23e−4", "1.20e1", "0", "∞"]
