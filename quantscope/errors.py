@@ -9,7 +9,8 @@
     │   ├── UnsupportedVersionError       GGUF v1, big-endian GGUF, a future version
     │   ├── TruncatedFileError            the header or a tensor ends past the end of the file
     │   ├── CorruptFileError              a header that contradicts itself
-    │   └── UnsupportedTypeError          a tensor type this program does not know
+    │   ├── UnsupportedTypeError          a tensor type this program does not know
+    │   └── VocabularyError               no vocabulary, or one this program cannot use; token ids can be given instead of text
     ├── TensorError                       one tensor's values or shape
     │   ├── MissingTensorError            the architecture needs it, the file lacks it
     │   ├── ShapeError                    expected and found shapes differ
@@ -64,6 +65,10 @@ class CorruptFileError(ModelFileError):
 
 
 class UnsupportedTypeError(ModelFileError):
+    pass
+
+
+class VocabularyError(ModelFileError):
     pass
 
 

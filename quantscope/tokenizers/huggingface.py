@@ -1,0 +1,4 @@
+
+
+def folder_tokenizer(path, md):
+    raise NotImplementedError
