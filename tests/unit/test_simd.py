@@ -63,7 +63,7 @@ def _splat(out):
     simd.store(out, 2, simd.to_f32(simd.i32(-7)))
 
 
-def test_arithmetic_is_ieee_float32():
+def test_arithmetic_is_ieee_float32() -> None:
     out = np.empty((7, simd.LANES), np.float32)
     _binary(_row(SPECIAL), _row(OTHER), out)
     with np.errstate(all="ignore"):
@@ -72,7 +72,7 @@ def test_arithmetic_is_ieee_float32():
     np.testing.assert_array_equal(np.signbit(out[5]), ~np.signbit(SPECIAL))
 
 
-def test_comparisons_are_those_of_c():
+def test_comparisons_are_those_of_c() -> None:
     out = np.empty((6, simd.LANES), np.int32)
     any_greater, any_impossible = _compare(_row(SPECIAL), _row(OTHER), out)
     less, nan = SPECIAL < OTHER, np.isnan(SPECIAL)
@@ -81,7 +81,7 @@ def test_comparisons_are_those_of_c():
     assert not any_impossible
 
 
-def test_products_are_rounded_before_the_sum():
+def test_products_are_rounded_before_the_sum() -> None:
     """A fused multiply-add would keep the 2⁻²⁴ that the rounding of the product drops."""
     a = np.full(simd.LANES, 1 + 2.0**-12, np.float32)
     c = np.full(simd.LANES, -(1 + 2.0**-11), np.float32)
@@ -90,25 +90,25 @@ def test_products_are_rounded_before_the_sum():
     np.testing.assert_array_equal(out[0], 0.0)
 
 
-def test_integers_and_bits():
+def test_integers_and_bits() -> None:
     out = np.empty((3, simd.LANES), np.int32)
     _integers(_row(SPECIAL), out)
     bits = SPECIAL.view(np.int32)
     np.testing.assert_array_equal(out, [bits, (bits & 0xFF) + 3 - 260, np.sign(bits)])
 
 
-def test_splat_rounds_to_float32():
+def test_splat_rounds_to_float32() -> None:
     out = np.empty((3, simd.LANES), np.float32)
     _splat(out)
     np.testing.assert_array_equal(out, np.array([[0.1], [16777217], [-7]], np.float32).repeat(simd.LANES, 1))
 
 
 @pytest.mark.parametrize("array", [np.zeros((1, 32), np.float32)[:, ::2], np.zeros((1, 16)), np.zeros(16, np.float32)])
-def test_load_refuses_arrays_without_rows_of_lanes(array):
+def test_load_refuses_arrays_without_rows_of_lanes(array: np.ndarray) -> None:
     with pytest.raises(TypingError, match="has no rows of lanes"):
         _integers(array, np.empty((3, simd.LANES), np.int32))
 
 
-def test_store_refuses_other_lanes():
+def test_store_refuses_other_lanes() -> None:
     with pytest.raises(TypingError, match="cannot be stored"):
         _splat(np.empty((3, simd.LANES), np.int32))
