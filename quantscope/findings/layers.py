@@ -136,6 +136,8 @@ def _drift_of(v: Variant) -> str:
         how = "from exactly zero, so it has no multiple"
     elif drift < 0:
         how = f"{times(drift)}, it changes its sign"
+    elif drift < 1:
+        how = f"{times(drift)}, towards zero"
     else:
         how = f"{times(drift)}, {'positive' if last > 0 else 'negative'} direction"
     return f"{v.name} {mean(first)} → {mean(last)} ({how})"

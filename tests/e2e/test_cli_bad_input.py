@@ -135,8 +135,8 @@ class TestFiles:
         assert "172" in text
         assert "256" in text
 
-    def test_rows_no_block_fits_when_quantizing(self, capsys: Capture, tmp_path: Path) -> None:
-        """A type without a fallback; the presets fall back by themselves."""
+    def test_presets_fall_back_where_no_block_fits(self, capsys: Capture, tmp_path: Path) -> None:
+        """Not refused: rows of 64 and 96 take the type that the presets name for such rows."""
         model = make_gguf(tmp_path / "m.gguf")
         code = main(["study", str(model), "--tokens", "1,5", "--types", "Q4_K_M", "--out", str(tmp_path / "out")])
         assert code == 0, capsys.readouterr().err

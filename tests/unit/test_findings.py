@@ -158,6 +158,11 @@ class TestDrift:
         assert "(−0.5×, it changes its sign)" in text_of(study, "mean-drift")
         assert "near zero" not in text_of(study, "mean-drift")
 
+    def test_towards_zero(self) -> None:
+        rows = (LayerRow(0, 1.0, 1.0, -0.5), LayerRow(1, 1.0, 2.0, -0.25))
+        study = complete(Study(1, None, (Variant("a", {}, None, None, layers=rows),)))
+        assert "a −0.500 → −0.250 (0.5×, towards zero)" in text_of(study, "mean-drift")
+
     def test_from_exactly_zero(self) -> None:
         rows = (LayerRow(0, 1.0, 1.0, 0.0), LayerRow(1, 1.0, 2.0, -0.25))
         study = complete(Study(1, None, (Variant("a", {}, None, None, layers=rows),)))
