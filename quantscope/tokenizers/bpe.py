@@ -5,13 +5,16 @@ The `tokenizers` package does the merging.  Tokens and merges are written in the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
+from itertools import chain
 
 from tokenizers.models import BPE
 
 from quantscope.tokenizers.pretokenize import split
 from quantscope.tokenizers.vocabulary import BYTE_TO_CHAR, Vocabulary
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _CACHED_WORDS, _CACHED_LENGTH = 100_000, 64  # words kept, and the longest one [characters]
 
 
@@ -21,14 +24,13 @@ class BpeEncoder:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._row = vocabulary.pre_tokenizer
         self._index = vocabulary.index
-        merges = list(dict.fromkeys(_pairs(vocabulary.merges)))  # of equal rules the first counts
+        merges = _rules(vocabulary.merges)
         # llama.cpp merges whatever the rules name, also from and to strings that are no tokens.  Such strings get ids past the
         # vocabulary here, and end up as the single letters that are tokens.
-        named = (text for left, right in merges for text in (left, right, left + right))
-        strays = dict.fromkeys(text for text in (*BYTE_TO_CHAR.values(), *named) if text not in self._index)
-        ids = {text: i for i, text in enumerate(strays, len(vocabulary.tokens))}
-        self._letters = {i: [self._index[c] for c in text if c.isascii() and c in self._index] for text, i in ids.items()}
-        self._bpe = BPE({token: i for token, i in self._index.items() if _is_text(token)} | ids, merges)
+        named = {*BYTE_TO_CHAR.values(), *chain.from_iterable(merges), *map("".join, merges)}
+        strays = {text: i for i, text in enumerate(sorted(named - self._index.keys()), len(vocabulary.tokens))}
+        self._letters = {i: [self._index[c] for c in text if c.isascii() and c in self._index] for text, i in strays.items()}
+        self._bpe = BPE({token: self._index[token] for token in _decodable(self._index)} | strays, merges)
         self._words: dict[str, list[int]] = {}
 
     def __call__(self, text: str) -> list[int]:
@@ -50,18 +52,15 @@ class BpeEncoder:
         return [i for token in self._bpe.tokenize(letters) for i in self._letters.get(token.id, (token.id,))]
 
 
-def _pairs(merges: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The two sides of every rule; they are separated by the first space that is not the first character."""
-    for rule in merges:
-        cut = rule.find(" ", 1)
-        if cut > 0 and _is_text(rule):
-            yield rule[:cut], rule[cut + 1 :]
+def _rules(merges: Iterable[str]) -> list[tuple[str, str]]:
+    """The two sides of every rule, in order; of equal rules the first counts.  No letter is a space, so the first one separates."""
+    sides = (rule.partition(" ") for rule in _decodable(merges))
+    return list(dict.fromkeys((left, right) for left, _, right in sides if left and right))
 
 
-def _is_text(token: str) -> bool:
-    """False for undecodable bytes of the file, which no text matches."""
-    try:
-        token.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def _decodable(texts: Iterable[str]) -> list[str]:
+    """Without those that hold undecodable bytes of the file: no prompt matches them."""
+    kept = list(texts)
+    if _SURROGATES.search("".join(kept)):
+        return [text for text in kept if not _SURROGATES.search(text)]
+    return kept

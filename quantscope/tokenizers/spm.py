@@ -8,18 +8,31 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
-from quantscope.errors import CorruptFileError
+from quantscope.errors import CorruptFileError, VocabularyError
 from quantscope.sources.base import show
-from quantscope.tokenizers.vocabulary import Vocabulary
+from quantscope.sources.files import raise_os_error
+from quantscope.tokenizers.vocabulary import Kind, Vocabulary
 
 SPACE = "▁"
-BPE = 2  # TrainerSpec.model_type
-UNKNOWN = 2  # ModelProto.SentencePiece.type
+BPE, UNIGRAM = 2, 1  # TrainerSpec.model_type; the default is unigram
 # A model needs one piece for the unknown; no text holds the byte 0xFF, so this one takes part in nothing.
 _UNKNOWN_PIECE = b"\xff"
+
+
+@dataclass(frozen=True)
+class SpmModel:
+    """What a tokenizer.model says: pieces by id, their scores and kinds (GGUF has taken over their numbers)."""
+
+    tokens: Sequence[str]
+    scores: Sequence[float]
+    kinds: Sequence[int]
+    add_space_prefix: bool
 
 
 class SpmEncoder:
@@ -34,8 +47,8 @@ class SpmEncoder:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_proto(vocabulary.tokens, scores))
         except RuntimeError as error:
             raise CorruptFileError(
-                f"{show(vocabulary.path)}: sentencepiece refuses the vocabulary ({error}). It was damaged or written by a faulty converter: "
-                f"convert the model again, or give token ids with `--tokens`."
+                f"{show(vocabulary.path)}: sentencepiece refuses the vocabulary ({error}). It was damaged or written by a faulty "
+                f"converter: convert the model again, or give token ids with `--tokens`."
             ) from None
 
     def __call__(self, text: str) -> list[int]:
@@ -50,17 +63,72 @@ class SpmEncoder:
         return ids
 
 
-def model_proto(tokens: Sequence[str], scores: Sequence[float]) -> bytes:
-    """A serialised ``sentencepiece.ModelProto``: BPE, no normalisation, the tokens in order and one unknown piece after them.
+# The Protocol Buffers fields used here, as numbered in sentencepiece_model.proto:
+#   ModelProto: pieces 1 {piece 1, score 2, type 3}, trainer_spec 2 {model_type 3},
+#   normalizer_spec 3 {name 1, add_dummy_prefix 3, remove_extra_whitespaces 4, escape_whitespaces 5}.
 
-    Field numbers as in sentencepiece_model.proto: pieces 1 {piece 1, score 2, type 3}, trainer_spec 2 {model_type 3},
-    normalizer_spec 3 {name 1, add_dummy_prefix 3, remove_extra_whitespaces 4, escape_whitespaces 5}.
-    """
+
+def model_proto(tokens: Sequence[str], scores: Sequence[float]) -> bytes:
+    """A serialised ``ModelProto``: BPE, no normalisation, the tokens in order and one unknown piece after them."""
     pieces = [_bytes_field(1, piece) for piece in _pieces(tokens, scores)]
-    unknown = _bytes_field(1, _bytes_field(1, _UNKNOWN_PIECE) + _varint_field(3, UNKNOWN))
+    unknown = _bytes_field(1, _bytes_field(1, _UNKNOWN_PIECE) + _varint_field(3, Kind.UNKNOWN))
     trainer = _bytes_field(2, _varint_field(3, BPE))
     normalizer = _bytes_field(3, _bytes_field(1, b"identity") + _varint_field(3, 0) + _varint_field(4, 0) + _varint_field(5, 0))
     return b"".join((*pieces, unknown, trainer, normalizer))
+
+
+def read_model(path: Path) -> SpmModel:
+    """Read a tokenizer.model.  VocabularyError when it is none, or no BPE model."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise_os_error(path, error)
+    try:
+        fields = list(_fields(data))
+        pieces = [dict(_fields(value)) for number, value in fields if number == 1]
+        (trainer,) = [dict(_fields(value)) for number, value in fields if number == 2]
+        normalizer = dict(item for number, value in fields if number == 3 for item in _fields(value))
+        tokens = [piece[1].decode("utf-8", "surrogateescape") for piece in pieces]
+        scores = [struct.unpack("<f", piece.get(2, bytes(4)))[0] for piece in pieces]
+        kinds = [Kind(piece.get(3, Kind.NORMAL)) for piece in pieces]
+    except (IndexError, KeyError, ValueError, TypeError, AttributeError, struct.error):
+        raise VocabularyError(
+            f"{show(path)}: not a SentencePiece model. The file is damaged, or a Git LFS pointer: fetch it again, or give token ids with "
+            f"`--tokens 1,2,3`."
+        ) from None
+    if trainer.get(3, UNIGRAM) != BPE:
+        raise VocabularyError(
+            f"{show(path)}: a SentencePiece model of type {trainer.get(3, UNIGRAM)}, expected {BPE} (BPE). Unigram and word models are not "
+            f"supported: save the tokenizer as tokenizer.json with Transformers, or give token ids with `--tokens 1,2,3`."
+        )
+    return SpmModel(tokens, scores, kinds, bool(normalizer.get(3, 1)))
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """(field number, value) of a message: int for varints, bytes for everything else."""
+    pos = 0
+    while pos < len(message):
+        tag, pos = _read_varint(message, pos)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == 0:
+            value, pos = _read_varint(message, pos)
+            yield number, value
+            continue
+        length, pos = ({1: 8, 5: 4}[wire_type], pos) if wire_type != 2 else _read_varint(message, pos)
+        if pos + length > len(message):
+            raise ValueError("the message ends inside a field")
+        yield number, message[pos : pos + length]
+        pos += length
+
+
+def _read_varint(message: bytes, pos: int) -> tuple[int, int]:
+    """(value, position after it)"""
+    value = shift = 0
+    while message[pos] & 0x80:
+        value |= (message[pos] & 0x7F) << shift
+        shift += 7
+        pos += 1
+    return value | message[pos] << shift, pos + 1
 
 
 def _pieces(tokens: Sequence[str], scores: Sequence[float]) -> Iterator[bytes]:
