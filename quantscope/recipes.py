@@ -222,7 +222,6 @@ RULES: Sequence[Rule] = tuple(Rule(*row) for row in (
     (ALL,                              OUTPUT,       always,                                     "Q6_K"),
     # only the experts in four bits
     (EXPERT,                           ANY_ROLE,     lambda s: not s.stacked,                    "Q8_0"),
-    (EXPERT,                           ANY_ROLE,     always,                                     None),
     # embeddings with a head of their own
     ("IQ1_S IQ1_M IQ2_XXS IQ2_XS",     EMBEDDING,    always,                                     "Q2_K"),
     ("IQ2_S IQ2_M IQ3_XXS",            EMBEDDING,    always,                                     "IQ3_S"),

@@ -14,7 +14,20 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from quantscope.qtypes import QTYPES, QuantType, qtype
-from quantscope.recipes import PRESETS, ModelFacts, Options, Override, TensorShape, assign_types, facts_from_gguf, is_quantizable
+from quantscope.recipes import (
+    KEPT,
+    KEPT_BY_ARCH,
+    KEPT_NAMES,
+    PRESETS,
+    Q8_BY_ARCH,
+    ModelFacts,
+    Options,
+    Override,
+    TensorShape,
+    assign_types,
+    facts_from_gguf,
+    is_quantizable,
+)
 from quantscope.sources.gguf import open_gguf
 from tests.oracle.llama_quant import quantized_types, selected_types
 from tests.oracle.source_tree import llama_cpp_source
@@ -211,6 +224,23 @@ def test_selection_with_options(model: tuple[ModelFacts, list[TensorShape]], opt
     assert assign_types(preset, tensors, facts, options) == selected_types([preset], tensors, facts, options)[preset]
 
 
+@pytest.mark.parametrize("arch", ["llama", "glm5-next", "bert"])
+def test_which_tensors_are_quantized_at_all(arch: str) -> None:
+    parts = {*KEPT, *KEPT_NAMES, *KEPT_BY_ARCH["glm5-next"], *Q8_BY_ARCH["glm5-next"], *LOCAL}
+    names = {*parts, *(f"blk.0.{p.strip('.')}" for p in parts), *(f"v.blk.0.{p.strip('.')}.1" for p in parts)}
+    shapes = [(64,), (1, 64), (2, 64), (1, 1, 64), (2, 1, 64), (1, 2, 64), (64, 1)]
+    tensors = [TensorShape(n if n.endswith("weight") else f"{n}.weight", (4, 64)) for n in sorted(names)]
+    tensors += [TensorShape(f"blk.1.shape{i}.weight", shape) for i, shape in enumerate(shapes)]
+    tensors += [TensorShape("blk.1.attn_q.bias", (4, 64)), TensorShape("blk.1.weights", (4, 64))]
+    facts = ModelFacts(arch, 2, 8, 8)
+    tensors = in_order(list(dict.fromkeys(tensors)))
+    wanted = selected_types(["Q5_1"], tensors, facts)["Q5_1"]
+    kept = {name for name, t in wanted.items() if t == QTYPES["F32"]}
+    assert 30 < len(kept) < len(wanted) - 30
+    assert {t.name for t in tensors if not is_quantizable(t, arch)} == kept
+    assert assign_types("Q5_1", tensors, facts) == wanted
+
+
 # ---------------------------------------------------------------- llama_model_quantize on files
 
 
@@ -271,7 +301,9 @@ FILES = {
 NEEDS_MATRIX = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"}  # when K-quants fit the rows
 
 
-@pytest.mark.parametrize(("name", "imatrix"), [*((n, False) for n in FILES), *((n, True) for n in ("qwen3-10", "llama-22", "mixtral"))])
+@pytest.mark.parametrize(
+    ("name", "imatrix"), [*((n, False) for n in FILES), *((n, True) for n in ("llama-1", "qwen3-10", "llama-22", "mixtral"))]
+)
 def test_files_quantized_by_llama_cpp(tmp_path: Path, name: str, imatrix: bool) -> None:
     path = write_model(tmp_path / "model.gguf", **FILES[name])
     source = open_gguf(path)
