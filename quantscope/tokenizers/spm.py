@@ -21,8 +21,6 @@ from quantscope.tokenizers.vocabulary import Kind, Vocabulary
 
 SPACE = "▁"
 BPE, UNIGRAM = 2, 1  # TrainerSpec.model_type; the default is unigram
-# A model needs one piece for the unknown; no text holds the byte 0xFF, so this one takes part in nothing.
-_UNKNOWN_PIECE = b"\xff"
 
 
 @dataclass(frozen=True)
@@ -39,28 +37,28 @@ class SpmEncoder:
     """Text without special tokens → ids."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._index = vocabulary.index
-        unknown = [] if vocabulary.unk_id is None else [vocabulary.unk_id]
-        self._bytes = [[self._index[name]] if (name := f"<0x{b:02X}>") in self._index else unknown for b in range(256)]
+        index = vocabulary.index
+        unknown = () if vocabulary.unk_id is None else (vocabulary.unk_id,)
+        self._bytes = [(index[name],) if (name := f"<0x{b:02X}>") in index else unknown for b in range(256)]
+        self._unknown = len(vocabulary.tokens)  # the piece after them
         scores = vocabulary.scores.tolist() or [0.0] * len(vocabulary.tokens)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_proto(vocabulary.tokens, scores))
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # ValueError: its message is no UTF-8
             raise CorruptFileError(
                 f"{show(vocabulary.path)}: sentencepiece refuses the vocabulary ({error}). It was damaged or written by a faulty "
                 f"converter: convert the model again, or give token ids with `--tokens`."
             ) from None
 
     def __call__(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for piece in self._processor.encode(text.replace(" ", SPACE), out_type=str):
-            token = self._index.get(piece)
-            if token is None:  # characters of no token, as bytes
-                for byte in piece.encode("utf-8"):
-                    ids += self._bytes[byte]
-            else:
-                ids.append(token)
-        return ids
+        text = text.replace(" ", SPACE)
+        ids: list[int] = self._processor.encode(text)
+        if self._unknown not in ids:
+            return ids
+        out: list[int] = []  # a run of characters that are no tokens is one unknown piece: write its bytes
+        for token, piece in zip(ids, self._processor.encode(text, out_type=str), strict=True):
+            out += (i for byte in piece.encode("utf-8") for i in self._bytes[byte]) if token == self._unknown else (token,)
+        return out
 
 
 # The Protocol Buffers fields used here, as numbered in sentencepiece_model.proto:
@@ -71,7 +69,8 @@ class SpmEncoder:
 def model_proto(tokens: Sequence[str], scores: Sequence[float]) -> bytes:
     """A serialised ``ModelProto``: BPE, no normalisation, the tokens in order and one unknown piece after them."""
     pieces = [_bytes_field(1, piece) for piece in _pieces(tokens, scores)]
-    unknown = _bytes_field(1, _bytes_field(1, _UNKNOWN_PIECE) + _varint_field(3, Kind.UNKNOWN))
+    nowhere = b"\xff" * (1 + max(map(len, tokens)))  # a model needs an unknown piece: this one is no token, and in no text
+    unknown = _bytes_field(1, _bytes_field(1, nowhere) + _varint_field(3, Kind.UNKNOWN))
     trainer = _bytes_field(2, _varint_field(3, BPE))
     normalizer = _bytes_field(3, _bytes_field(1, b"identity") + _varint_field(3, 0) + _varint_field(4, 0) + _varint_field(5, 0))
     return b"".join((*pieces, unknown, trainer, normalizer))
@@ -93,8 +92,8 @@ def read_model(path: Path) -> SpmModel:
         kinds = [Kind(piece.get(3, Kind.NORMAL)) for piece in pieces]
     except (IndexError, KeyError, ValueError, TypeError, AttributeError, struct.error):
         raise VocabularyError(
-            f"{show(path)}: not a SentencePiece model. The file is damaged, or a Git LFS pointer: fetch it again, or give token ids with "
-            f"`--tokens 1,2,3`."
+            f"{show(path)}: not a SentencePiece model. It is damaged, a Git LFS pointer, or of another kind (tiktoken): fetch it again, or "
+            f"fetch tokenizer.json beside it, or give token ids with `--tokens 1,2,3`."
         ) from None
     if trainer.get(3, UNIGRAM) != BPE:
         raise VocabularyError(
