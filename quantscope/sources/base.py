@@ -92,6 +92,11 @@ def missing_tensor(path: Path, name: str, names: Iterable[str]) -> MissingTensor
     )
 
 
+def printable(text: str) -> str:
+    """Text that any terminal can print: bytes that were no UTF-8 as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def show(path: Path) -> str:
-    """The path as text that any terminal can print (undecodable bytes as escapes)."""
-    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+    """The path as printable text."""
+    return printable(str(path))

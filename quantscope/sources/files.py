@@ -52,7 +52,7 @@ def raise_os_error(path: Path, error: OSError | ValueError) -> NoReturn:
         folder = path.parent
         cause = (
             f"Its folder exists but holds no such name: run `ls {show(folder)}`"
-            if folder.is_dir()
+            if os.path.isdir(folder)
             else f"Its folder {show(folder)} does not exist either: check the path, relative paths start at {show(Path.cwd())}"
         )
         raise MissingFileError(f"{show(path)}: no such file, expected a GGUF file or a Hugging Face folder. {cause}.") from None

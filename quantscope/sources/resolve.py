@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from quantscope.errors import MissingFileError
-from quantscope.sources.base import Source, show
+from quantscope.sources.base import Source, printable, show
+from quantscope.sources.files import raise_os_error
 from quantscope.sources.gguf import open_gguf
 from quantscope.sources.safetensors import open_folder
 
@@ -18,21 +21,25 @@ def open_source(path: str | Path, *, allow_truncated: bool = False) -> Source:
     allow_truncated: open a file whose last tensors are missing; ``Source.truncated`` names them.
     Raises a ModelFileError whose text says what to do.
     """
-    where = Path(path).expanduser()
-    if not where.is_dir():
+    where = Path(os.path.expanduser(path))
+    if not os.path.isdir(where):  # unlike Path.is_dir, false for every path the system refuses: open_gguf says why
         return open_gguf(where, allow_truncated=allow_truncated)
-    if not (where / "config.json").exists():
-        raise _no_config(where)
+    try:
+        names = os.listdir(where)
+    except OSError as error:
+        raise_os_error(where, error)
+    if "config.json" not in names:
+        raise _no_config(where, names)
     return open_folder(where, allow_truncated=allow_truncated)
 
 
-def _no_config(folder: Path) -> MissingFileError:
-    found = sorted(folder.glob("*.gguf"))
+def _no_config(folder: Path, names: Sequence[str]) -> MissingFileError:
+    found = sorted(name for name in names if name.endswith(".gguf"))
     if found:
-        names = ", ".join(p.name for p in found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
+        listed = ", ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
         return MissingFileError(
             f"{show(folder)}: a folder without config.json, expected a GGUF file or a Hugging Face folder. It holds GGUF files "
-            f"({names.encode('utf-8', 'backslashreplace').decode()}): give one of them, e.g. `{show(found[0])}`."
+            f"({printable(listed)}): give one of them, e.g. `{show(folder / found[0])}`."
         )
     return MissingFileError(
         f"{show(folder)}: a folder without config.json, expected a Hugging Face folder with config.json and safetensors weights. "

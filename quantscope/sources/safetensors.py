@@ -10,6 +10,7 @@ Source: the format section of the safetensors README.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -46,7 +47,7 @@ class SafetensorsSource:
     def __init__(self, folder: Path) -> None:
         self.path = folder
         self.metadata: Mapping[str, Any] = MappingProxyType(read_json_object(folder / "config.json"))
-        self.tokenizer_files = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+        self.tokenizer_files = {name: folder / name for name in TOKENIZER_FILES if os.path.isfile(folder / name)}
         self._mapped = {name: map_file(folder / name) for name in _shard_names(folder)}
         self._sizes = {name: data.size for name, data in self._mapped.items()}
         self._stored: dict[str, _Stored] = {}
@@ -116,9 +117,9 @@ def _corrupt(path: Path, problem: str) -> CorruptFileError:
 
 def _shard_names(folder: Path) -> list[str]:
     """File names of the weights, model.safetensors before the index, as Transformers looks for them."""
-    if (folder / SINGLE).exists():
+    if os.path.exists(folder / SINGLE):
         return [SINGLE]
-    if not (folder / INDEX).exists():
+    if not os.path.exists(folder / INDEX):
         raise _no_weights(folder)
     weight_map = read_json_object(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
@@ -127,7 +128,7 @@ def _shard_names(folder: Path) -> list[str]:
     outside = [name for name in names if Path(name).name != name]
     if outside:
         raise _corrupt(folder / INDEX, f"'weight_map' names {outside[0]!r}, expected plain file names in the same folder")
-    missing = [name for name in names if not (folder / name).exists()]
+    missing = [name for name in names if not os.path.exists(folder / name)]
     if missing:
         raise MissingFileError(
             f"{show(folder / missing[0])}: no such file, but {INDEX} lists it; {len(missing)} of {len(names)} shards are missing. "
