@@ -253,7 +253,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--eval", type=Path, required=True, help="held-out text, UTF-8, for the perplexity in the model card")
     p.add_argument("--out", type=Path, default=Path("quantscope/data"))
     p.add_argument("--work", type=Path, default=Path("build/demo"), help="vocabulary, token ids and checkpoint")
-    p.add_argument("--steps", type=int, default=2000)
+    p.add_argument("--steps", type=int, default=1300)
     p.add_argument("--batch", type=int, default=8)
     p.add_argument("--lr", type=float, default=3e-3, help="peak for embeddings, head and norms (AdamW)")
     p.add_argument("--muon-lr", type=float, default=3e-3, help="peak for the matrices inside the layers (Muon)")
