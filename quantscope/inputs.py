@@ -78,12 +78,7 @@ def _tokenizer_or_none(source: Source) -> Tokenizer | None:
 
 
 def _prompt(words: str | None, ids: list[int], options: StudyOptions, tokenizer: Tokenizer | None, config: ModelConfig) -> Input:
-    check_ids(ids, config.n_vocab)
-    if len(ids) > config.n_ctx:
-        raise PromptError(
-            f"the prompt has {len(ids)} tokens, expected at most {config.n_ctx}, the context the model was trained for. Shorten it, "
-            f"or give the text as a file, which is cut into chunks: `--text FILE --ctx {config.n_ctx}`."
-        )
+    check_ids(ids, config.n_vocab, config.n_ctx)
     pieces = tuple(tokenizer.piece(i) for i in ids) if tokenizer else ()
     info = PromptInfo(text=words, ids=tuple(ids), positions=options.positions, pieces=pieces)
     first = len(ids) - 1 if options.positions == "last" else 0
@@ -105,7 +100,7 @@ def _text(options: StudyOptions, path: Path, tokenizer: Tokenizer, config: Model
             f"with `--ctx {max(8, len(ids) // 2)}`."
         )
     rows = torch.tensor(ids[: len(ids) // n * n]).reshape(-1, n)[: options.n_chunks]  # [B,T]
-    if tokenizer.adds_bos and tokenizer.bos_id is not None:
+    if tokenizer.add_bos and tokenizer.bos_id is not None:
         rows[:, 0] = tokenizer.bos_id
     first, last = n // 2, n - 1
     info = TextInfo(path=str(path), n_tokens=len(ids), n_ctx=n, n_chunks=len(rows), n_scored=len(rows) * (last - first))

@@ -61,7 +61,7 @@ def run_study(options: StudyOptions, progress: Progress = no_progress) -> Study:
         model=_model_info(lineup),
         prompt=inputs.prompt.info if inputs.prompt and isinstance(inputs.prompt.info, PromptInfo) else None,
         text=inputs.text.info if inputs.text and isinstance(inputs.text.info, TextInfo) else None,
-        notes=lineup.notes,
+        notes=lineup.notes + (inputs.tokenizer.notes if inputs.tokenizer else ()),
     )
     return complete(study)
 
