@@ -86,14 +86,14 @@ def _prompt(words: str | None, ids: list[int], options: StudyOptions, tokenizer:
 
 
 def _text(options: StudyOptions, path: Path, tokenizer: Tokenizer, config: ModelConfig) -> Input:
-    n = options.n_ctx
+    words, n = read_text(path), options.n_ctx
     if not 8 <= n <= config.n_ctx:
         raise UsageError(
             f"--ctx {n}: expected 8 to {config.n_ctx}, the context the model was trained for. Give `--ctx {min(512, config.n_ctx)}`."
         )
     if options.n_chunks is not None and options.n_chunks < 1:
         raise UsageError(f"--chunks {options.n_chunks}: expected at least 1. Leave it out to use the whole text.")
-    ids = tokenizer.encode(read_text(path))
+    ids = tokenizer.encode(words)
     if len(ids) < 2 * n:
         raise PromptError(
             f"{path}: the text has {len(ids)} tokens, expected at least {2 * n}, two chunks of {n}. Give a longer text, or smaller chunks "

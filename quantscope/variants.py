@@ -67,7 +67,10 @@ def line_up(options: StudyOptions) -> Lineup:
     if options.types:
         images = Images(files[order[0]])
         whole = candidates[0]
-        candidates = [_shared(whole, images), *(_quantized(images, whole, preset) for preset in dict.fromkeys(options.types))]
+        candidates = [
+            _shared(whole, images),
+            *(_quantized(images, whole, preset) for preset in dict.fromkeys(map(str.upper, options.types))),
+        ]
     return Lineup(tuple(candidates), original is not None, files[order[0]], tuple(notes))
 
 
