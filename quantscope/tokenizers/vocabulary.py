@@ -126,7 +126,10 @@ class Vocabulary:
 
     @cached_property
     def special(self) -> Mapping[int, bool]:
-        """The tokens that are looked for in a text before it is cut, longest first → whether only ``parse_special`` finds them."""
+        """The tokens that are looked for in a text before it is cut, longest first → whether only ``parse_special`` finds them.
+
+        Equally long ones go by id; llama.cpp's order among them is that of an unstable sort, and shows only where two overlap.
+        """
         wanted = {Kind.CONTROL: True, Kind.UNKNOWN: True, Kind.USER_DEFINED: False}
         found = [(i, wanted[Kind(kind)]) for i, kind in enumerate(self.kinds) if kind in wanted]
         return dict(sorted(found, key=lambda item: -len(self.tokens[item[0]].encode("utf-8", "surrogateescape"))))
