@@ -107,7 +107,7 @@ def test_every_piece_and_decoded_text(name: str) -> None:
     tokenizer, rng = read(vocabulary_file(name)), random.Random(2)
     with LlamaVocab(vocabulary_file(name)) as llama:
         assert tokenizer.n_vocab == llama.n_vocab > 30_000
-        for i in range(llama.n_vocab):
+        for i in range(0, llama.n_vocab, 1 if name in MAIN else 7):
             assert tokenizer.piece(i) == llama.piece(i).decode("utf-8", "replace"), i
         short = [i for i in range(llama.n_vocab) if tokenizer.piece(i).strip() in (*"?!.,'smtd", "re", "ve", "ll", "")]
         for _ in range(500):
@@ -133,12 +133,14 @@ def crossing_rules() -> tuple[list[str], list[str], list[str]]:
 @pytest.mark.parametrize("pre", [*PRE_TOKENIZERS, ""])
 def test_every_pre_tokenizer(pre: str, crossing_rules: tuple[list[str], list[str], list[str]], tmp_path: Path) -> None:
     texts, tokens, merges = crossing_rules
+    assert len(texts) == 600
     keys = {"pre": pre} if pre else {}
     path = write_vocabulary(tmp_path / "v.gguf", "gpt2", [*tokens, "<|endoftext|>"], merges=merges, **keys)
     tokenizer = read(path)
     assert (pre == "") == bool(tokenizer.notes)
     with LlamaVocab(path) as llama:
-        assert assert_same_ids(tokenizer, llama, texts) >= 2000
+        for text in texts:
+            assert tokenizer.encode(text) == llama.encode(text, True, False), text
         ids = tokenizer.encode("it 's a ' b , c .")
         assert tokenizer.decode_bytes(ids) == llama.decode(ids, False, False)
 
@@ -271,7 +273,7 @@ def test_tokenizer_json_as_transformers_reads_it(kind: str, tmp_path: Path) -> N
             expected = theirs.encode(text, add_special_tokens=add_special)
             assert ours.encode(text, add_special, parse_special=True) == expected, text
             decoded = ours.decode(expected)  # after BOS the first space stays, as in llama.cpp
-            decoded = decoded.removeprefix(" ") if kind == "spm" and add_special else decoded
+            decoded = decoded.removeprefix(" ") if kind == "spm" and expected[:1] == [ours.bos_id] else decoded
             assert decoded == theirs.decode(expected, skip_special_tokens=True), text
             if "<s>" not in text:
                 assert ours.encode(text, add_special) == expected, text
