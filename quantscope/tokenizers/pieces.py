@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from quantscope.tokenizers.vocabulary import CHAR_TO_BYTE, Kind, Vocabulary
 
 _SPACE = "▁".encode()
+_BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 # What clean_up_tokenization_spaces removes, one pass after the other: "a ." → "a.", "a ' b" → "a'b", "it 's" → "it's".
 _CLEANING = (
     (re.compile(rb" ([?!.,])"), rb"\1"),
@@ -74,8 +75,8 @@ def token_bytes(text: str, kind: int, model: str) -> bytes:
     raw = text.encode("utf-8", "surrogateescape")
     if kind in (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED):
         return raw
-    if kind == Kind.BYTE:  # <0x0A>
-        return bytes((int(text[3:5], 16),))
+    if kind == Kind.BYTE:
+        return bytes.fromhex(text[3:5]) if _BYTE_TOKEN.fullmatch(text) else raw
     if kind != Kind.NORMAL:
         return b""
     if model == "llama":

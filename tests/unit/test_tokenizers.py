@@ -237,6 +237,7 @@ def test_tokens_without_text_or_with_undecodable_bytes() -> None:
     tokenizer = gguf(model="gpt2", pre="gpt-2", tokens=tokens, merges=["\udcff \udcfe"])
     assert tokenizer.decode(tokenizer.encode("abc")) == "abc"
     assert tokenizer.piece(256) == "[EMPTY_256]"
+    assert spm({"byte": 0, "▁": 0}, {"byte": Kind.BYTE}).piece(259) == "byte"
     spm_tokens = ["<unk>", "<s>", "</s>", "▁", b"\xff".decode("utf-8", "surrogateescape"), "a"]
     assert gguf(model="llama", tokens=spm_tokens, scores=np.zeros(6, np.float32)).encode("a") == [1, 3, 5]
 
