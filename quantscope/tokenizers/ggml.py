@@ -30,14 +30,10 @@ class GgmlTokenizer(PieceDecoder):
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         v = self.vocabulary
+        prefix = " " if v.model == "llama" and v.add_space_prefix else ""  # every plain stretch starts the text or follows a special token
         ids = [v.bos_id] if add_special and self.add_bos and v.bos_id is not None else []
-        after_special = True
         for part in self._partition(check_text(text), parse_special):
-            if isinstance(part, int):
-                ids.append(part)
-            else:
-                ids += self._encoder(f" {part}" if v.add_space_prefix and after_special and v.model == "llama" else part)
-            after_special = isinstance(part, int)
+            ids += [part] if isinstance(part, int) else self._encoder(prefix + part)
         if add_special and self.add_eos and v.eos_id is not None:
             ids.append(v.eos_id)
         return ids

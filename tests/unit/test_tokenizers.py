@@ -81,6 +81,7 @@ def test_spm_space_goes_before_the_text_and_after_special_tokens() -> None:
     tokenizer = spm({"▁": -1, "a": -2, "b": -3, "<u>": 0}, kinds)
     assert pieces(tokenizer, "a<u>b</s>", add_special=False) == [" ", "a", "<u>", " ", "b", "<", "/", "s", ">"]
     assert pieces(tokenizer, "a</s>b", parse_special=True) == ["<s>", " ", "a", "</s>", " ", "b"]
+    assert pieces(tokenizer, "<unk>a", parse_special=True) == ["<s>", "<unk>", " ", "a"]
     assert pieces(spm({"a": -2}, add_space_prefix=False), "a") == ["<s>", "a"]
 
 
