@@ -49,7 +49,8 @@ class Weights:
     """The tensors of one file under canonical names, in float32.
 
     keep: hold every tensor once read (for generation); otherwise nothing is held and each call decodes anew.
-    Raises at construction: UnsupportedArchitectureError, UnsupportedFeatureError, MissingTensorError, ShapeError.
+    Raises at construction: UnsupportedArchitectureError, UnsupportedFeatureError, CorruptFileError (metadata), MissingTensorError,
+    ShapeError, UnsupportedTypeError.
     """
 
     def __init__(self, source: Source, *, keep: bool = False, device: str = "cpu") -> None:

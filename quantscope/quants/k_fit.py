@@ -64,8 +64,7 @@ def fit_affine(x: Any, w: Any, codes: Any, top: int, steps: Any, use_magnitude: 
     n = x.shape[0]
     m, highest, sum_w, sum_wx = _range_and_sums(x, w)
     m = where(m > f32(0), f32(0), m)
-    flat = highest == m  # then every x − m is 0, so is every D, and no proposal is kept
-    inverse = f32(top) / (highest - m)
+    inverse = f32(top) / (highest - m)  # infinite where all x are one number ≤ 0: then s and all D are 0, and no proposal is kept
     s = f32(1) / inverse
     for i in range(n):
         store(codes, i, to_f32(affine_codes(load(x, i), inverse, m, top)))
@@ -81,13 +80,13 @@ def fit_affine(x: Any, w: Any, codes: Any, top: int, steps: Any, use_magnitude: 
         new_s = where(positive, sum_wlx / sum_wll, new_s)
         new_m = where(positive, f32(0), new_m)
         new_error = _affine_error(x, w, codes, new_s, new_m, use_magnitude)
-        better = (new_error < error) & (f32(0) < D)
+        better = (D > f32(0)) & (new_error < error)  # noqa: SIM300 (not a constant)
         error = where(better, new_error, error)
         kept_inverse, kept_origin = where(better, inverse, kept_inverse), where(better, m, kept_origin)
         s, m = where(better, new_s, s), where(better, new_m, m)
     for i in range(n):
         store(codes, i, to_f32(affine_codes(load(x, i), kept_inverse, kept_origin, top)))
-    return where(flat, f32(0), s), m
+    return s, m
 
 
 @inline
@@ -157,12 +156,12 @@ def fit_symmetric(x: Any, codes: Any, half: int, steps: Any) -> Lanes:
     peak, magnitude = _signed_peak(x)
     kept_inverse = f32(-half) / peak
     sum_lx, sum_ll = _symmetric_sums(x, kept_inverse, half)
-    s = where(sum_ll != f32(0), sum_lx / sum_ll, f32(0))
+    s = sum_lx / sum_ll  # NaN in lanes of zeros
     best = s * sum_lx
     for t in steps:
         inverse = negative(f32(t)) / peak
         sum_lx, sum_ll = _symmetric_sums(x, inverse, half)
-        better = (sum_ll > f32(0)) & (sum_lx * sum_lx > best * sum_ll)
+        better = sum_lx * sum_lx > best * sum_ll
         s = where(better, sum_lx / sum_ll, s)
         best = where(better, s * sum_lx, best)
         kept_inverse = where(better, inverse, kept_inverse)

@@ -260,8 +260,7 @@ def encode_q3_k(x: Any, out: Any) -> None:
             inverse = np.float32(-32) / peak
             d = float_to_half(np.float32(1) / inverse)
             for k in range(LANES):
-                signed = np.int8(_nearest_int(inverse * fitted[0, k]))
-                scale_codes[k] = min(max(int(signed), -32), 31) + 32
+                scale_codes[k] = min(max(_nearest_int(inverse * fitted[0, k]), -32), 31) + 32
         for k in range(LANES):
             unit[0, k] = half_to_float(d) * np.float32(scale_codes[k] - 32)
         _recode_symmetric(values, load(unit, 0), 4, codes)

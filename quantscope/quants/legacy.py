@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from quantscope.quants.kernel import as_float, float_to_half, half_to_float, inline, kernel, read_half, read_u32, write_half, write_u32
-from quantscope.quants.simd import Lanes, any_lane, bits_of, f32, i32, to_f32, where
+from quantscope.quants.simd import Lanes, bits_of, f32, i32, to_f32, where
 from quantscope.quants.simd_bytes import (
     collect_bits,
     largest,
@@ -218,28 +218,33 @@ def _peak(x: Any, i: int) -> np.float32:
     magnitude = _greatest_magnitude(a, b)
     if magnitude == 0:
         return F32(0)
-    peak = as_float(magnitude)
-    positive = i32(magnitude)
-    if not any_lane((a == positive) | (b == positive)):
-        return -peak
-    negative = i32(np.int32(magnitude - 2**31))
-    if any_lane((a == negative) | (b == negative)):  # both signs occur: the first one counts
-        for j in range(32):
-            if abs(x[i, j]) == peak:
-                return x[i, j]
-    return peak
+    positive, negative = _places(a, b, magnitude), _places(a, b, np.int32(magnitude - 2**31))
+    return as_float(magnitude) if positive & _first(positive | negative) else -as_float(magnitude)
 
 
 @inline
 def _range(x: Any, i: int) -> tuple[np.float32, np.float32]:
-    """(min, max) of block i; among zeros of both signs the first, as a chain of comparisons would find."""
-    a, b = _ordered(bits_of(load_f32(x, i * 32))), _ordered(bits_of(load_f32(x, i * 32 + 16)))
-    minimum, maximum = smallest(where(a < b, a, b)), largest(where(a > b, a, b))
+    """(min, max) of block i; a min of zero has the sign of the first zero, as a chain of comparisons would find."""
+    a, b = bits_of(load_f32(x, i * 32)), bits_of(load_f32(x, i * 32 + 16))
+    c, d = _ordered(a), _ordered(b)
+    minimum, maximum = smallest(where(c < d, c, d)), largest(where(c > d, c, d))
     if minimum == -1:  # −0
-        for j in range(32):
-            if x[i, j] == F32(0):
-                return x[i, j], _float_of(maximum)
+        positive, negative = _places(a, b, np.int32(0)), _places(a, b, np.int32(-(2**31)))
+        if positive & _first(positive | negative):
+            minimum = np.int32(0)
     return _float_of(minimum), _float_of(maximum)
+
+
+@inline
+def _places(a: Lanes, b: Lanes, bits: np.int32) -> np.uint32:
+    """Bit j: element j of the 32 in a and b has exactly these bits."""
+    return np.uint32(collect_bits(a == i32(bits)) | (collect_bits(b == i32(bits)) << 16))
+
+
+@inline
+def _first(places: np.uint32) -> np.uint32:
+    """The lowest bit that is set."""
+    return np.uint32(places & (~places + 1))
 
 
 @inline

@@ -40,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "llama, scaling none": scaling("llama", "none"),
     "llama, rope_freqs": {"rope_freqs": (1, 1, 1, 1.5, 2.5, 4, 8, 8)},
     "llama, yarn": scaling("llama", "yarn", original_context_length=32),
+    "llama, yarn, ramp from pair 2": scaling("llama", "yarn", original_context_length=4096),
     "llama, yarn, attn_factor": scaling("llama", "yarn", original_context_length=32, attn_factor=0.8),
     "llama, linear, attn_factor": scaling("llama", "linear", attn_factor=0.8),
     "qwen2": {"arch": "qwen2"},

@@ -44,6 +44,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
     "llama3": ("llama", {"rope_parameters": LLAMA3}),
     "yarn": ("llama", {"rope_parameters": YARN}),
+    "yarn, ramp from pair 2": ("llama", {"rope_parameters": YARN | {"original_max_position_embeddings": 4096}}),
     "yarn, attention factor": ("llama", {"rope_parameters": YARN | {"attention_factor": 0.7}}),
     "yarn, mscale": ("llama", {"rope_parameters": YARN | {"mscale": 0.8, "mscale_all_dim": 0.5}}),
     "yarn, betas": ("llama", {"rope_parameters": YARN | {"beta_fast": 8.0, "beta_slow": 2.0}}),

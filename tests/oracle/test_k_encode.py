@@ -17,7 +17,7 @@ from tests.models import STORIES
 from tests.oracle import ggml
 
 NAMES = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
-N = 1501  # super-blocks; odd, so that the last one of Q4_K and Q5_K has no partner
+N = 801  # super-blocks; odd, so that the last one of Q4_K and Q5_K has no partner
 F32 = np.float32
 LARGEST = float(np.finfo(F32).max)
 
@@ -83,6 +83,7 @@ CASES: dict[str, Case] = {
     "every scale per sub-block":     lambda rng: normal(rng) * per_sub_block(powers_of_ten(rng, -45, 37, 16)),
     "every scale per element":       lambda rng: normal(rng) * powers_of_ten(rng, -45, 37, 256),
     "any finite bits":               any_finite_bits,
+    "ties, a scale per sub-block":   lambda rng: np.round(2 * rng.laplace(size=(N, 256))) * per_sub_block(powers_of_ten(rng, -3, 3, 16)),
 }
 # fmt: on
 
