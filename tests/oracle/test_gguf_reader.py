@@ -65,7 +65,7 @@ def write(
     for key, values in arrays.items():
         writer.add_array(key, values)
     for name, (kind, sizes) in tensors.items():
-        _block, size = gguf.GGML_QUANT_SIZES[kind]
+        __, size = gguf.GGML_QUANT_SIZES[kind]
         *outer, blocks = sizes
         data = np.random.default_rng(len(name)).integers(0, 256, (*outer, blocks * size), np.uint8)
         writer.add_tensor(name, data, raw_shape=(*outer, blocks * size), raw_dtype=kind)
@@ -124,10 +124,12 @@ def test_written_by_gguf_and_read_alike(
 
 def test_published_files() -> None:
     assert compare(STORIES)[1] == 47
-    vocabularies = sorted((llama_cpp_source() / "models").glob("ggml-vocab-*.gguf"))
+    vocabularies = sorted((llama_cpp_source() / "models").glob("ggml-vocab-*.gguf"), key=lambda p: p.stat().st_size)
     assert len(vocabularies) >= 10
-    keys = [compare(path)[0] for path in vocabularies]
+    keys = [compare(path)[0] for path in vocabularies[:3]]  # the smallest: the other reader takes 10 s for some
     assert min(keys) >= 10
+    for path in vocabularies:
+        assert len(open_gguf(path).metadata["tokenizer.ggml.tokens"]) >= 28_000
 
 
 def test_constants_are_those_of_the_gguf_package() -> None:
