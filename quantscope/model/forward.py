@@ -104,7 +104,7 @@ def attention(
     tap("Kcur", k.flatten(-2))
     if cache is not None:
         k, v = cache.append(i, k, v)  # [B,S,K,D]
-    mixed, probs = causal_attention(q, k, v, config.kq_scale * 1.0001, keep=wants(tap, "kq_soft_max"))  # [B,T,H,D]
+    mixed, probs = causal_attention(q, k, v, config.kq_scale, keep=wants(tap, "kq_soft_max"))  # [B,T,H,D]
     if probs is not None:
         tap("kq_soft_max", probs)
     mixed = mixed.flatten(-2)  # [B,T,H·D]
