@@ -18,6 +18,13 @@
     │   └── BlockError                    no block of this type fits the rows
     ├── UnsupportedArchitectureError      named, with the list of supported ones
     ├── UnsupportedFeatureError           a metadata key that changes the forward and is not implemented
+    ├── StudyFolderError                  the folder that keeps a study's finished batches cannot be used
+    │   ├── StudyLockedError              another process is at work in it
+    │   ├── StudyMismatchError            another study: other options, files, plan or version
+    │   ├── StudyFormatError              not the database of a study, or of a version this program does not know
+    │   ├── StudyDamagedError             the database or one of its records has changed since it was written
+    │   └── StudyDiskError                the disk is full, not writable or failing
+    ├── ClusterError                      the machines of a cluster could not finish a batch
     └── MissingExtraError                 an optional package is not installed; names the command that installs it
 
 A message names the subject, what was expected and found, the likely cause and the next command, in one paragraph.
@@ -97,6 +104,34 @@ class UnsupportedArchitectureError(QuantscopeError):
 
 
 class UnsupportedFeatureError(QuantscopeError):
+    pass
+
+
+class StudyFolderError(QuantscopeError):
+    pass
+
+
+class StudyLockedError(StudyFolderError):
+    pass
+
+
+class StudyMismatchError(StudyFolderError):
+    pass
+
+
+class StudyFormatError(StudyFolderError):
+    pass
+
+
+class StudyDamagedError(StudyFolderError):
+    pass
+
+
+class StudyDiskError(StudyFolderError):
+    pass
+
+
+class ClusterError(QuantscopeError):
     pass
 
 
