@@ -102,8 +102,9 @@ def _text(options: StudyOptions, path: Path, tokenizer: Tokenizer, config: Model
     rows = torch.tensor(ids[: len(ids) // n * n]).reshape(-1, n)[: options.n_chunks]  # [B,T]
     if tokenizer.add_bos and tokenizer.bos_id is not None:
         rows[:, 0] = tokenizer.bos_id
-    first, last = n // 2, n - 1
-    info = TextInfo(path=str(path), n_tokens=len(ids), n_ctx=n, n_chunks=len(rows), n_scored=len(rows) * (last - first))
+    first, last = n // 2 if options.scoring == "llama.cpp" else 0, n - 1
+    scored = len(rows) * (last - first)
+    info = TextInfo(str(path), n_tokens=len(ids), n_ctx=n, n_chunks=len(rows), n_scored=scored, scoring=options.scoring)
     return Input(rows, first, last, info)
 
 

@@ -1,103 +1,43 @@
 """N variants of a model through the layers together: one layer's weights in memory at a time, made once for all that share them.
 
-    for each layer i:  for each member: h = layer(h, weights of i)        then the head, a slice of positions at a time
+    for each layer i:  for each slice of chunks:  for each member: h = layer(h, weights of i)
+    then the head:     for each slice of positions:  for each slice of the vocabulary:  for each member: logits
 
-The first member is the reference when there is one: what it shows at a tap is kept while the others pass the same layer, so that
-every comparison is made on the spot and no activation is stored for later.
+The first member is the reference when there is one: what it shows at a tap is kept while the others pass the same slice of the same
+layer, so that every comparison is made on the spot and neither an activation nor a logit is stored for later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from quantscope.arch.config import ModelConfig
-from quantscope.errors import QuantscopeError
-from quantscope.model.forward import cast, check_ids, embed, head, layer, tables
-from quantscope.model.ops import exact_matmul
+from quantscope.model.forward import cast, check_ids, embed, layer, output_norm, tables
+from quantscope.model.ops import exact_matmul, linear
 from quantscope.model.rope import RopeTables
-from quantscope.qtypes import QuantType
-from quantscope.quants import decode, encode
-from quantscope.weights import WeightProvider, Weights
-
-SLICE_BYTES = 256 << 20  # [bytes] logits of all members for one slice of positions
-
-
-class Images:
-    """The tensors of one file as they are, and as other types would store them; each made once, until ``release``."""
-
-    def __init__(self, weights: Weights) -> None:
-        self.weights = weights
-        self._made: dict[tuple[str, QuantType | None], Tensor] = {}
-
-    def get(self, name: str, qtype: QuantType | None) -> Tensor:
-        """decode(encode(tensor)) in float32; the tensor itself where ``qtype`` is None."""
-        key = name, qtype
-        if key not in self._made:
-            self._made[key] = self.weights.get(name) if qtype is None else stored_as(self.get(name, None), qtype, name)
-        return self._made[key]
-
-    def rows(self, name: str, ids: Tensor, qtype: QuantType | None) -> Tensor:
-        """Rows of a matrix, ids [...] → [...,m]; only those in use are read and encoded, as blocks never cross a row."""
-        unique, inverse = torch.unique(ids, return_inverse=True)
-        part = self.weights.rows(name, unique)  # [n,m]
-        return (part if qtype is None else stored_as(part, qtype, name))[inverse.to(part.device)]
-
-    def release(self) -> None:
-        """Forget what was made: the layer is done."""
-        self._made.clear()
-
-
-def stored_as(tensor: Tensor, qtype: QuantType, name: str) -> Tensor:
-    """What a file of this type holds instead of the tensor: decode(encode(x)), same shape, float32.
-
-    Raises BlockError and NonFiniteError, naming the tensor.
-    """
-    x = tensor.cpu().numpy()
-    try:
-        raw = encode(x, qtype, x.shape[-1])
-    except QuantscopeError as e:
-        raise type(e)(f"tensor {name!r}: {e}") from e
-    return torch.from_numpy(decode(raw, qtype)).reshape(tensor.shape).to(tensor.device)
-
-
-class Requantized:
-    """A WeightProvider: the tensors of ``images`` in the types of a recipe, by canonical name; tensors not named stay as they are."""
-
-    def __init__(self, images: Images, types: Mapping[str, QuantType]) -> None:
-        self.images, self.types = images, types
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.images.weights.config
-
-    def rows(self, name: str, ids: Tensor) -> Tensor:
-        return self.images.rows(name, ids, self.types.get(name))
-
-    def layer(self, i: int) -> dict[str, Tensor]:
-        return self._named(self.images.weights.layer_names(i))
-
-    def top(self) -> dict[str, Tensor]:
-        return self._named(self.images.weights.top_names())
-
-    def rope_factors(self) -> Tensor | None:
-        return self.images.weights.rope_factors()
-
-    def _named(self, names: Mapping[str, str]) -> dict[str, Tensor]:
-        return {local: self.images.get(name, self.types.get(name)) for local, name in names.items()}
+from quantscope.weights import WeightProvider
 
 
 @dataclass(frozen=True)
 class Member:
-    """One set of weights that walks along, and what to forget once its layer is done."""
+    """One set of weights that walks along."""
 
     name: str
     weights: WeightProvider
-    release: Callable[[], None] = lambda: None
+    dtype: torch.dtype = torch.float32  # of weights and activations
+
+
+@dataclass(frozen=True)
+class Slices:
+    """How much goes through at a time; changes memory and speed, and results by no more than rounding."""
+
+    chunks: int  # through a layer
+    positions: int  # through the head
+    ids: int  # of the vocabulary
 
 
 class Observer(Protocol):
@@ -107,11 +47,14 @@ class Observer(Protocol):
     def taps(self) -> Collection[str]:
         """Names of the wanted taps; the logits come by ``logits``."""
 
-    def tap(self, member: int, name: str, ref: Tensor | None, x: Tensor) -> None:
-        """One tap of one member, [B,T,channels]; ``ref`` is the same tap of the reference, None for the reference itself."""
+    def tap(self, member: int, name: str, ref: Tensor | None, x: Tensor, chunk: int) -> None:
+        """One tap of one member, [b,T,channels], of the chunks from ``chunk`` on; ``ref`` is the same tap of the reference, None for it."""
 
-    def logits(self, chunk: int, start: int, members: Sequence[Tensor]) -> None:
-        """Logits [n,V] of each member at the positions start … start + n − 1 of one chunk."""
+    def logits(self, start: int, first_id: int, members: Sequence[Tensor]) -> None:
+        """Logits [n,v] of each member, of the ids from ``first_id`` on, at n of the positions the head was asked for, from ``start`` on.
+
+        These are numbered through all chunks.  The whole vocabulary of some positions comes before the next positions do.
+        """
 
 
 class _MemberTap:
@@ -119,6 +62,7 @@ class _MemberTap:
 
     def __init__(self, observer: Observer, member: int, refs: dict[str, Tensor], is_ref: bool) -> None:
         self.observer, self.member, self.refs, self.is_ref = observer, member, refs, is_ref
+        self.chunk = 0
 
     def wants(self, name: str) -> bool:
         return name in self.observer.taps
@@ -126,7 +70,7 @@ class _MemberTap:
     def __call__(self, name: str, x: Tensor, /) -> None:
         if not self.wants(name):
             return
-        self.observer.tap(self.member, name, self.refs.get(name), x)
+        self.observer.tap(self.member, name, self.refs.get(name), x, self.chunk)
         if self.is_ref:
             self.refs[name] = x
 
@@ -138,54 +82,96 @@ def walk(
     observer: Observer,
     *,
     has_reference: bool,
-    dtype: torch.dtype = torch.float32,
+    slices: Slices,
+    first: int = 0,
     step: Callable[[int], None] = lambda n: None,
 ) -> None:
-    """Run ids [B,T] through all members together; everything of interest goes to the observer.
+    """Run ids [C,T] through all members together; everything of interest goes to the observer.
 
-    has_reference: the first member is the one the others are compared with.  dtype: of weights and activations.
+    has_reference: the first member is the one the others are compared with.  first: logits are wanted from this position of each chunk on.
     step: called with the number of stages done (n_layer + 2 in all: embedding, layers, head).
     Raises PromptError for ids the model cannot take.
     """
-    config = members[0].weights.config
-    check_ids(ids, config)
+    check_ids(ids, members[0].weights.config)
     with exact_matmul():
-        refs: dict[str, Tensor] = {}
-        taps = [_MemberTap(observer, m, refs, has_reference and m == 0) for m in range(len(members))]
-        hidden = [embed(ids, m.weights, tap, dtype=dtype) for m, tap in zip(members, taps, strict=True)]  # [B,T,E] each
-        ropes = [tables(h, m.weights, dtype=dtype) for h, m in zip(hidden, members, strict=True)]
+        _Walk(ids, members, observer, has_reference, slices).run(first, step)
+
+
+class _Walk:
+    """The state of one walk: the hidden state of every member, [C,T,E] each, and what the reference shows at the slice at hand."""
+
+    def __init__(self, ids: Tensor, members: Sequence[Member], observer: Observer, has_reference: bool, slices: Slices) -> None:
+        self.ids, self.members, self.observer, self.slices = ids, members, observer, slices
+        self.n_layer, self.n_vocab = members[0].weights.config.n_layer, members[0].weights.config.n_vocab
+        self.refs: dict[str, Tensor] = {}
+        self.taps = [_MemberTap(observer, m, self.refs, has_reference and m == 0) for m in range(len(members))]
+        self.hidden: list[Tensor] = []
+
+    def run(self, first: int, step: Callable[[int], None]) -> None:
+        self._prepare(0)
+        self._embed()
         step(1)
-        for i in range(config.n_layer):
-            refs.clear()
-            _pass_layer(i, hidden, members, ropes, taps, dtype)
+        ropes = [tables(h, m.weights, dtype=m.dtype) for h, m in zip(self.hidden, self.members, strict=True)]
+        for i in range(self.n_layer):
+            self._prepare(i + 1)
+            self._layer(i, ropes)
             step(i + 2)
-        refs.clear()
-        _pass_head(hidden, members, taps, observer, dtype)
-        step(config.n_layer + 2)
+        self._norm()
+        self._head([h[:, first:] for h in self.hidden])
+        step(self.n_layer + 2)
 
+    def _embed(self) -> None:
+        for part in self._parts():
+            for m, member in enumerate(self.members):
+                x = embed(self.ids[part], member.weights, self.taps[m], dtype=member.dtype)  # [b,T,E]
+                if m == len(self.hidden):
+                    self.hidden.append(x.new_empty(*self.ids.shape, x.shape[-1]))  # [C,T,E]
+                self.hidden[m][part] = x
+        self._let_go(["token_embd.weight"])
 
-def _pass_layer(
-    i: int, hidden: list[Tensor], members: Sequence[Member], ropes: Sequence[RopeTables], taps: Sequence[_MemberTap], dtype: torch.dtype
-) -> None:
-    """All members through layer i; ``hidden`` is replaced in place."""
-    for m, member in enumerate(members):
-        w = cast(member.weights.layer(i), dtype)
-        hidden[m] = layer(hidden[m], w, i, member.weights.config, ropes[m], taps[m])
-    for member in members:
-        member.release()
+    def _layer(self, i: int, ropes: Sequence[RopeTables]) -> None:
+        for part in self._parts():
+            for m, member in enumerate(self.members):
+                w = cast(member.weights.layer(i), member.dtype)
+                self.hidden[m][part] = layer(self.hidden[m][part], w, i, member.weights.config, ropes[m], self.taps[m])
+        self._let_go(self._names(i))
 
+    def _norm(self) -> None:
+        for part in self._parts():
+            for m, member in enumerate(self.members):
+                w = cast(member.weights.top(), member.dtype)
+                self.hidden[m][part] = output_norm(self.hidden[m][part], w, member.weights.config, self.taps[m])
 
-def _pass_head(
-    hidden: Sequence[Tensor], members: Sequence[Member], taps: Sequence[_MemberTap], observer: Observer, dtype: torch.dtype
-) -> None:
-    """Logits of all members, a slice of positions at a time, so that they never are in memory all at once."""
-    tops = [cast(m.weights.top(), dtype) for m in members]
-    config, (B, T, _) = members[0].weights.config, hidden[0].shape
-    n = max(1, SLICE_BYTES // (len(members) * config.n_vocab * hidden[0].element_size()))
-    for b in range(B):
-        for start in range(0, T, n):
-            part = [h[b : b + 1, start : start + n] for h in hidden]  # [1,n,E] each
-            logits = [head(h, w, m.weights.config, tap) for h, w, m, tap in zip(part, tops, members, taps, strict=True)]
-            observer.logits(b, start, [x[0] for x in logits])
-    for member in members:
-        member.release()
+    def _head(self, normed: Sequence[Tensor]) -> None:
+        """Logits of all members from their normed states, [C,P,E] each: positions outside, the vocabulary inside."""
+        C, P, _ = normed[0].shape
+        for start in range(0, C * P, self.slices.positions):
+            at = torch.arange(start, min(start + self.slices.positions, C * P))
+            states = [x[at // P, at % P] for x in normed]  # [n,E] each
+            for a in range(0, self.n_vocab, self.slices.ids):
+                ids = slice(a, min(a + self.slices.ids, self.n_vocab))
+                tops = [cast(m.weights.top(ids), m.dtype) for m in self.members]
+                self.observer.logits(start, a, [linear(x, w, "output") for x, w in zip(states, tops, strict=True)])
+        self._let_go(self._names(self.n_layer))
+
+    def _parts(self) -> Iterator[slice]:
+        """Slices of chunks, the members' taps set to each; what the reference showed is forgotten after each."""
+        for a in range(0, len(self.ids), self.slices.chunks):
+            for tap in self.taps:
+                tap.chunk = a
+            yield slice(a, min(a + self.slices.chunks, len(self.ids)))
+            self.refs.clear()
+
+    def _names(self, i: int) -> Collection[str]:
+        """Canonical names of what layer i needs, of what the head needs after the last."""
+        w = self.members[0].weights
+        return (w.layer_names(i) if i < self.n_layer else w.top_names()).values()
+
+    def _prepare(self, i: int) -> None:
+        """Begin to read layer i from disk while the one before it computes."""
+        for member in self.members:
+            member.weights.will_need(self._names(i))
+
+    def _let_go(self, names: Collection[str]) -> None:
+        for member in self.members:
+            member.weights.let_go(names)

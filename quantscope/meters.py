@@ -1,161 +1,145 @@
-"""What a study reads off the walk: layer tables, logits against the original, the next token.  Each is an Observer's part."""
+"""What one batch of a walk is read off for: statistics of every tap, the logits against the original's, the next token.
+
+A batch becomes a *record*, named arrays that can be stored, sent and put together again:
+
+    taps      float64 [M,K,N]  one summary vector (tap_stats) per member and tap
+    kl        float64 [M,C,P]  KL divergence from the original at each scored position     where there is an original
+    same_top  bool    [M,C,P]  the same most probable token                                where there is an original
+    log_p     float64 [M,C,P]  ln probability of the token that follows                    of a text
+    next      float64 [M,5]    the token after the first chunk: NEXT_FIELDS                 of the first batch
+
+C chunks, P scored positions each, M members, K taps in the order of ``tap_list``.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from quantscope.metrics import first_argmax, kl_nats, log_prob, mean_and_se, rank, top1_agree
-from quantscope.model.taps import EMBD
-from quantscope.moments import TapSums
-from quantscope.results import Generated, LayerRow, LogitStats
+from quantscope.arch.config import ModelConfig
+from quantscope.logit_sums import LogitSums
+from quantscope.metrics import first_argmax, rank
+from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS
+from quantscope.tap_stats import empty, fold, measure, merge
+
+Record: TypeAlias = dict[str, NDArray[Any]]
+
+NEXT_FIELDS = ("id", "logit", "rank", "rank_in_original", "prob")
+UNMEASURED = ("kq_soft_max",)  # [B,H,T,S]: too large to keep, and no signal with channels
 
 
-class LayerMeter:
-    """RMS and mean of every layer's output and SwiGLU product, and the output's error against the original's."""
-
-    def __init__(self, n_layer: int, n_members: int, positions: Literal["all", "last"] = "all") -> None:
-        self.n_layer, self.positions = n_layer, positions
-        self.taps = frozenset([EMBD]) | {f"{name}-{i}" for name in ("l_out", "ffn_swiglu") for i in range(n_layer)}
-        self.sums = [{name: TapSums() for name in self.taps} for _ in range(n_members)]
-
-    def tap(self, member: int, name: str, ref: Tensor | None, x: Tensor) -> None:
-        if self.positions == "last":
-            x, ref = x[:, -1:], None if ref is None else ref[:, -1:]
-        self.sums[member][name].add(ref, x)
-
-    def rows(self, member: int, *, compared: bool) -> tuple[LayerRow, ...]:
-        """The table of one member; ``compared``: with the errors against the original."""
-        sums = self.sums[member]
-        outs = [sums[f"l_out-{i}"] for i in range(self.n_layer)]
-        rows = []
-        for i, out in enumerate(outs):
-            swiglu = sums[f"ffn_swiglu-{i}"]
-            before = outs[i - 1] if i else sums[EMBD]
-            rows.append(
-                LayerRow(
-                    layer=i,
-                    input_rms=before.rms,
-                    output_rms=out.rms,
-                    mean=out.mean,
-                    swiglu_rms=swiglu.rms,
-                    swiglu_mean=swiglu.mean,
-                    nmse=out.nmse if compared else None,
-                    sqnr_db=out.sqnr_db if compared else None,
-                    cos_sim=out.cos_sim if compared else None,
-                )
-            )
-        return tuple(rows)
+def tap_list(config: ModelConfig) -> tuple[str, ...]:
+    """The taps that are measured, in graph order; those an architecture lacks stay empty."""
+    names = [name for name in LAYER_TAPS if name not in UNMEASURED]
+    return (EMBD, *(f"{name}-{i}" for i in range(config.n_layer) for name in names), HEAD_TAPS[0])
 
 
-@dataclass
-class _PerPosition:
-    """One value per scored position of one member, float64."""
+class BatchMeter:
+    """An Observer of one batch.
 
-    kl: list[Tensor] = field(default_factory=list)
-    same_top: list[Tensor] = field(default_factory=list)
-    log_p: list[Tensor] = field(default_factory=list)  # of the token that follows
-
-
-class LogitMeter:
-    """KL divergence, same top token and perplexity over the positions first … last − 1 of each chunk.
-
-    ids: [B,T], whose token t + 1 is the one that follows position t; ``labelled`` False leaves out what needs it.
+    ids: [C,T], ``chunk0`` is the number of the first row in the whole input.  Positions first … last − 1 of each row are scored; logits
+    come for first … T − 1.  labelled: the token after each scored position counts.
     """
 
-    def __init__(self, n_members: int, *, first: int, last: int, has_reference: bool, labelled: bool) -> None:
-        self.first, self.last, self.has_reference, self.labelled = first, last, has_reference, labelled
-        self.values = [_PerPosition() for _ in range(n_members)]
+    def __init__(
+        self,
+        ids: Tensor,
+        taps: Sequence[str],
+        n_members: int,
+        *,
+        chunk0: int,
+        first: int,
+        last: int,
+        has_reference: bool,
+        labelled: bool,
+        positions: Literal["all", "last"] = "all",
+    ) -> None:
+        self.ids, self.chunk0, self.first, self.last, self.positions = ids, chunk0, first, last, positions
+        self.n_members, self.has_reference, self.labelled = n_members, has_reference, labelled
+        self.index = {name: k for k, name in enumerate(taps)}
+        self.taps = self.index.keys()
+        self.summaries = empty((n_members, len(taps)))  # [M,K,N]
+        self.n_positions = ids.shape[1] - first  # per chunk, that go through the head
+        self.done: list[LogitSums] = []
+        self.next: list[list[Tensor]] = []  # per slice of the vocabulary, the logits [v] of each member
 
-    def logits(self, ids: Tensor, chunk: int, start: int, members: Sequence[Tensor]) -> None:
-        """Include a slice: logits [n,V] of each member at positions start … start + n − 1."""
-        a, b = max(self.first, start), min(self.last, start + len(members[0]))
-        if a >= b:
-            return
-        part = [x[a - start : b - start] for x in members]
-        labels = ids[chunk, a + 1 : b + 1] if self.labelled else None
-        for m, (x, values) in enumerate(zip(part, self.values, strict=True)):
-            if self.has_reference and m:
-                values.kl.append(kl_nats(part[0], x).cpu())
-                values.same_top.append(top1_agree(part[0], x).double().cpu())
-            if labels is not None:
-                values.log_p.append(log_prob(x, labels.to(x.device)).cpu())
+    def tap(self, member: int, name: str, ref: Tensor | None, x: Tensor, chunk: int) -> None:
+        position0 = 0
+        if self.positions == "last":
+            position0 = x.shape[1] - 1
+            x, ref = x[:, -1:], None if ref is None else ref[:, -1:]
+        vectors = measure(ref, x, chunk0=self.chunk0 + chunk, position0=position0)  # [b,N]
+        at = member, self.index[name]
+        self.summaries[at] = merge(self.summaries[at], fold(vectors))
 
-    def stats(self, member: int) -> LogitStats:
-        """Means with their standard errors, taking positions as independent (as llama-perplexity does)."""
-        v, ref = self.values[member], self.values[0]
-        n = sum(map(len, v.kl)) or sum(map(len, v.log_p)) or sum(map(len, self.values[-1].kl))
-        out: dict[str, float | None] = {}
-        if v.kl:
-            kl = torch.cat(v.kl)
-            out["kl_nats"], out["kl_nats_se"] = mean_and_se(kl)
-            out["kl_nats_median"], out["kl_nats_p99"] = (float(q) for q in np.quantile(kl.numpy(), (0.5, 0.99)))
-            out["kl_nats_max"] = float(kl.max())
-            out["top1_agree"], out["top1_agree_se"] = mean_and_se(torch.cat(v.same_top))
-        if v.log_p:
-            log_p = torch.cat(v.log_p)
-            nll, se = mean_and_se(-log_p)
-            out["ppl"] = math.exp(nll)
-            out["ppl_se"] = math.exp(nll) * se  # the error of exp(x), to first order
-            if self.has_reference and member:
-                ref_log_p = torch.cat(ref.log_p)
-                out["ln_ppl_ratio"], out["ln_ppl_ratio_se"] = mean_and_se(ref_log_p - log_p)
-                out["rms_dp"] = float((log_p.exp() - ref_log_p.exp()).square().mean().sqrt())
-        return LogitStats(n_positions=n, **out)
+    def logits(self, start: int, first_id: int, members: Sequence[Tensor]) -> None:
+        n, P = len(members[0]), self.n_positions
+        if first_id == 0:
+            labels = self._following()[start : start + n].to(members[0].device) if self.labelled else None
+            sums = LogitSums(n, self.n_members, labels=labels, has_reference=self.has_reference, device=members[0].device)
+            self.done.append(sums)
+        self.done[-1].add(first_id, members)
+        if self.chunk0 == 0 and start <= P - 1 < start + n:
+            self.next.append([x[P - 1 - start].double().cpu() for x in members])
+
+    def _following(self) -> Tensor:
+        """The token after each position that goes through the head, [C·P]; the last of a chunk has none and is not scored."""
+        after = torch.cat([self.ids[:, self.first + 1 :], self.ids[:, :1]], dim=1)  # [C,P]
+        return after.flatten()
+
+    def record(self) -> Record:
+        """Everything measured; the walk is over."""
+        out: Record = {"taps": self.summaries}
+        if self.has_reference:
+            out["kl"], out["same_top"] = self._scored("kl"), self._scored("same_top")
+        if self.labelled:
+            out["log_p"] = self._scored("log_p")
+        if self.next:
+            out["next"] = _next_tokens([torch.cat(parts) for parts in zip(*self.next, strict=True)], self.has_reference)
+        return out
+
+    def _scored(self, what: str) -> NDArray[Any]:
+        """One result of the LogitSums at the scored positions, [M,C,P]."""
+        flat = torch.cat([getattr(sums, what).cpu() for sums in self.done], dim=1)  # [M, C·P]
+        return flat.reshape(self.n_members, len(self.ids), -1)[:, :, : self.last - self.first].contiguous().numpy()
 
 
-class NextToken:
-    """The greedy next token of each member after the last position of the first chunk."""
-
-    def __init__(self) -> None:
-        self.last: list[Tensor] = []
-
-    def logits(self, chunk: int, members: Sequence[Tensor]) -> None:
-        """Include a slice of the first chunk; the last one given counts."""
-        if chunk == 0:
-            self.last = [x[-1].double().cpu() for x in members]
-
-    def generated(self, member: int, text: dict[int, str], *, has_reference: bool) -> Generated:
-        """``text``: the text of each chosen id."""
-        own = self.last[member]
+def _next_tokens(logits: Sequence[Tensor], has_reference: bool) -> NDArray[np.float64]:
+    """NEXT_FIELDS of each member's greedy token from its logits [V]; the rank in the original is 0 where there is none."""
+    rows = []
+    for own in logits:
         best = first_argmax(own)
-        i = int(best)
-        return Generated(
-            text=text[i],
-            id=i,
-            logit=float(own[i]),
-            rank=int(rank(own, best)),
-            rank_in_original=int(rank(self.last[0], best)) if has_reference else None,
-            prob=float(own.softmax(-1)[i]),
-        )
-
-    def ids(self) -> list[int]:
-        return [int(first_argmax(x)) for x in self.last]
+        there = int(rank(logits[0], best)) if has_reference else 0
+        rows.append([float(best), float(own[best]), float(rank(own, best)), float(there), float(own.softmax(-1)[best])])
+    return np.array(rows, np.float64)
 
 
-class Meters:
-    """The parts of one walk as one Observer; ``ids`` is the batch that walks, set anew for each."""
+def join_batches(records: Sequence[Mapping[str, NDArray[Any]]]) -> Record:
+    """The record of several batches in their order: positions one after the other, tap summaries merged from the first on."""
+    out: Record = {key: np.concatenate([r[key] for r in records], axis=1) for key in ("kl", "same_top", "log_p") if key in records[0]}
+    out["taps"] = records[0]["taps"]
+    for record in records[1:]:
+        out["taps"] = merge(out["taps"], record["taps"])
+    return out | {"next": records[0]["next"]} if "next" in records[0] else out
 
-    def __init__(self, layers: LayerMeter | None, logit: LogitMeter, next_token: NextToken) -> None:
-        self.layers, self.logit, self.next_token = layers, logit, next_token
-        self.taps = layers.taps if layers else frozenset[str]()
-        self.ids = torch.empty(0)
-        self.first_batch = True
 
-    def batch(self, ids: Tensor, index: int) -> None:
-        self.ids, self.first_batch = ids, index == 0
+def join_groups(records: Sequence[Mapping[str, NDArray[Any]]], *, has_reference: bool) -> Record:
+    """The record of all members from those of groups, each of which had the original as its first member (where there is one).
 
-    def tap(self, member: int, name: str, ref: Tensor | None, x: Tensor) -> None:
-        if self.layers:
-            self.layers.tap(member, name, ref, x)
-
-    def logits(self, chunk: int, start: int, members: Sequence[Tensor]) -> None:
-        if self.first_batch:
-            self.next_token.logits(chunk, members)
-        self.logit.logits(self.ids, chunk, start, members)
+    Raises ArithmeticError when the groups' originals differ: the groups did not run on the same numbers.
+    """
+    first, *others = records
+    out: Record = {}
+    for key, array in first.items():
+        parts = [array]
+        for other in others:
+            if has_reference and array[:1].tobytes() != other[key][:1].tobytes():
+                raise ArithmeticError(f"the original's {key!r} differs between two groups of variants, expected the same bits")
+            parts.append(other[key][1:] if has_reference else other[key])
+        out[key] = np.concatenate(parts)
+    return out

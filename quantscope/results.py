@@ -9,21 +9,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from quantscope.errors import CorruptFileError, UnsupportedVersionError
+from quantscope.wording import count, size
 
 STUDY_VERSION = 1
 DEFAULT_TYPES = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 DEFAULT_PROMPT = "Once upon a time"
-
-
-class Progress(Protocol):
-    """Called as work goes on: ``progress("layers", 3, 10)``; ``done`` runs from 0 to ``total``."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None: ...
+DEFAULT_MEMORY = 4 * 10**9  # [bytes]
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,12 @@ class StudyOptions:
     n_ctx: int = 512  # [tokens] per chunk of the text
     n_chunks: int | None = None  # None: all of the text
     positions: Literal["all", "last"] = "all"
+    scoring: Literal["llama.cpp", "all"] = "llama.cpp"  # the second half of each chunk, as llama-perplexity does, or all of it
+    until_ci: float | None = None  # stop when every mean KL is known to this relative half-width of its 95 % interval
+    memory_bytes: int = DEFAULT_MEMORY  # what the process may use, all in all
     device: str = "cpu"
     dtype: Literal["float32", "float64"] = "float32"
+    ray: str | None = None  # address of a Ray cluster that computes the batches; None: this process does
 
 
 @dataclass(frozen=True)
@@ -84,22 +85,110 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
+class OpRow:
+    """One tap of one variant over the whole text: all chunks, positions and channels (definitions: ``tap_stats``)."""
+
+    tap: str  # without its layer: "ffn_swiglu"
+    layer: int | None  # None: a tap outside the layers
+    n: int  # values
+    mean: float
+    rms: float
+    std: float
+    min: float
+    max: float
+    abs_max: float  # largest |x|
+    abs_max_chunk: int | None  # where: number of the chunk in the text, ...
+    abs_max_position: int | None  # ... of the token in the chunk, ...
+    abs_max_channel: int | None
+    nmse: float | None = None  # against the original's; None without an original, and for the original
+    sqnr_db: float | None = None  # inf where identical
+    cos_sim: float | None = None
+    outlier_share: float | None = None  # of the channels, mean over the chunks
+    n_massive: int = 0  # massive activations
+    massive_max: float | None = None  # |x| of the largest, None where there is none
+    massive_chunk: int | None = None
+    massive_position: int | None = None
+    massive_channel: int | None = None
+    n_non_finite: int = 0
+    n_chunks: int = 0
+    rms_spread: float | None = None  # standard deviation over the chunks; None for fewer than two
+    mean_spread: float | None = None
+    nmse_spread: float | None = None
+    outlier_share_spread: float | None = None
+
+
+@dataclass(frozen=True)
 class LogitStats:
-    """Logits of a variant against the original's, over ``n_positions`` positions; ± are standard errors of the mean."""
+    """Logits of a variant against the original's, over ``n_positions`` positions: what llama-perplexity prints, and an interval.
+
+    _se: standard error of the mean, taking positions as independent (as llama-perplexity does).  Percentiles p999 … p001: of the values
+    over the positions, 99.9 % … 0.1 %.  Δp: change of the probability of the token that follows, variant − original.
+    """
 
     n_positions: int
     kl_nats: float | None = None  # mean KL(original ‖ variant); None for the original and without one
     kl_nats_se: float | None = None
-    kl_nats_median: float | None = None
-    kl_nats_p99: float | None = None
+    kl_nats_low: float | None = None  # 95 % interval of the mean from the chunks' means; None with fewer than 2 chunks
+    kl_nats_high: float | None = None
     kl_nats_max: float | None = None
+    kl_nats_p999: float | None = None
+    kl_nats_p99: float | None = None
+    kl_nats_p95: float | None = None
+    kl_nats_p90: float | None = None
+    kl_nats_median: float | None = None
+    kl_nats_p10: float | None = None
+    kl_nats_p05: float | None = None
+    kl_nats_p01: float | None = None
+    kl_nats_p001: float | None = None
+    kl_nats_min: float | None = None
     top1_agree: float | None = None  # fraction of positions with the same top token
     top1_agree_se: float | None = None
-    rms_dp: float | None = None  # RMS change of the probability of the token that follows
+    rms_dp: float | None = None  # RMS Δp
+    rms_dp_se: float | None = None
+    dp_mean: float | None = None
+    dp_mean_se: float | None = None
+    dp_max: float | None = None
+    dp_p999: float | None = None
+    dp_p99: float | None = None
+    dp_p95: float | None = None
+    dp_p90: float | None = None
+    dp_p75: float | None = None
+    dp_median: float | None = None
+    dp_p25: float | None = None
+    dp_p10: float | None = None
+    dp_p05: float | None = None
+    dp_p01: float | None = None
+    dp_p001: float | None = None
+    dp_min: float | None = None
     ppl: float | None = None  # perplexity; None without a text
     ppl_se: float | None = None
     ln_ppl_ratio: float | None = None  # ln(ppl / ppl of the original), paired by position
     ln_ppl_ratio_se: float | None = None
+    ppl_ratio: float | None = None  # ppl / ppl of the original
+    ppl_ratio_se: float | None = None
+    ppl_diff: float | None = None  # ppl − ppl of the original
+    ppl_diff_se: float | None = None
+    ln_ppl_cor: float | None = None  # correlation of −ln p(next token) with the original's
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two variants on the same positions: the mean difference of their KL divergences, a − b, with a 95 % interval."""
+
+    a: str
+    b: str
+    mean_nats: float
+    low_nats: float
+    high_nats: float
+    unit: Literal["chunk", "position"]  # what was taken as independent
+    n_units: int
+    better: str | None  # the variant with the smaller KL; None where the interval holds 0: they are not told apart
+
+    def beginning_with(self, name: str) -> Paired:
+        """The same comparison with ``name`` as a."""
+        if name == self.a:
+            return self
+        return replace(self, a=self.b, b=self.a, mean_nats=-self.mean_nats, low_nats=-self.high_nats, high_nats=-self.low_nats)
 
 
 @dataclass(frozen=True)
@@ -114,6 +203,7 @@ class Variant:
     layers: tuple[LayerRow, ...] = ()
     logits: LogitStats | None = None
     path: str | None = None  # None: quantized in memory
+    ops: tuple[OpRow, ...] = ()  # every tap over the whole text, in graph order
 
     def type_counts(self) -> dict[str, int]:
         """Tensors per type, most frequent first."""
@@ -140,6 +230,8 @@ class TextInfo:
     n_ctx: int
     n_chunks: int
     n_scored: int
+    scoring: Literal["llama.cpp", "all"] = "llama.cpp"  # the positions that count: n_ctx/2 … n_ctx − 2 of each chunk, or all but the last
+    n_chunks_given: int | None = None  # more than n_chunks when the study stopped early, its means being known well enough
 
 
 @dataclass(frozen=True)
@@ -152,6 +244,35 @@ class ModelInfo:
     n_embd: int
     n_vocab: int
     n_params: int
+
+
+@dataclass(frozen=True)
+class PlanInfo:
+    """How much of an input went through the model at a time, and the memory that was planned for it."""
+
+    n_batches: int
+    chunks_per_batch: int  # whose hidden states are in memory together; the weights are read once per batch
+    chunks_per_slice: int  # through a layer at a time
+    positions_per_slice: int  # through the head at a time
+    ids_per_slice: int  # of the vocabulary at a time
+    planned_bytes: int  # the most that should be in use
+    memory_bytes: int  # the bound
+
+    def sentence(self, n_ctx: int) -> str:
+        return (
+            f"{count(self.n_batches, 'batch', 'batches')} of {count(self.chunks_per_batch, 'chunk')} of {n_ctx:,} tokens, "
+            f"{count(self.chunks_per_slice, 'chunk')} at a time through a layer, logits of {count(self.positions_per_slice, 'position')} × "
+            f"{self.ids_per_slice:,} ids at a time; about {size(self.planned_bytes)} of memory planned (bound: {size(self.memory_bytes)})"
+        )
+
+
+@dataclass(frozen=True)
+class NumericalFloor:
+    """What rounding alone does: KL(float64 arithmetic ‖ float32 arithmetic) of the original, on a few tokens of the same input."""
+
+    kl_nats: float  # mean
+    kl_nats_max: float
+    n_positions: int
 
 
 @dataclass(frozen=True)
@@ -176,6 +297,17 @@ class Study:
     prompt: PromptInfo | None = None
     text: TextInfo | None = None
     notes: tuple[str, ...] = ()  # what was left out or approximated, one line each: nothing is silent
+    plan: PlanInfo | None = None  # of the text, or of the prompt where there is no text
+    floor: NumericalFloor | None = None  # None without an original, and for float64 arithmetic
+    paired: tuple[Paired, ...] = ()  # every two variants
+
+    def neighbours(self) -> tuple[Paired, ...]:
+        """The comparisons of neighbours in the order of their KL divergence, from the original on: b is the one farther away."""
+        known = {v.name: v.logits.kl_nats for v in self.quantized if v.logits and v.logits.kl_nats is not None}
+        order = sorted(known, key=lambda name: math.inf if math.isnan(known[name]) else known[name])
+        found = {frozenset((p.a, p.b)): p for p in self.paired}
+        two = ((b, found.get(frozenset((a, b)))) for a, b in pairwise(order))
+        return tuple(p.beginning_with(b) for b, p in two if p is not None)
 
     def variant(self, name: str) -> Variant:
         return next(v for v in self.variants if v.name == name)

@@ -1,126 +1,151 @@
 """The main job: one model in many quantizations (or several files) on the same tokens, layer by layer.
 
-    line up the variants → token ids → walk in lockstep → tables → findings
+    prepare (line up the variants, token ids, plan) → stages, batch by batch, each stored → assemble → findings
 
-A prompt gives the generated tokens and the layer tables, a text KL divergence and perplexity.  With a prompt only, the
-divergence is over the prompt; with a text only, the layer tables are over the text and the token is the one after its first chunk.
+A prompt gives the generated tokens and the layer tables, a text KL divergence, perplexity and the statistics of every operation.  With
+a prompt only, the divergence is over the prompt; with a text only, the layer tables are over the text and the token is the one after its
+first chunk.
 """
 
 from __future__ import annotations
 
+import hashlib
 import platform
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from quantscope import __version__
+from quantscope.assemble import assemble
+from quantscope.cluster import ClusterRun, connected
 from quantscope.findings import complete
-from quantscope.inputs import Input, read_inputs
-from quantscope.lockstep import walk
-from quantscope.meters import LayerMeter, LogitMeter, Meters, NextToken
-from quantscope.results import (
-    STUDY_VERSION,
-    Generated,
-    LayerRow,
-    LogitStats,
-    ModelInfo,
-    Progress,
-    PromptInfo,
-    Study,
-    StudyOptions,
-    TextInfo,
-    Variant,
-)
-from quantscope.tokenizers import Tokenizer
-from quantscope.variants import Candidate, Lineup, line_up
+from quantscope.logit_stats import relative_half_width
+from quantscope.meters import Record
+from quantscope.monitor import SILENT, Monitor
+from quantscope.results import Study, StudyOptions
+from quantscope.stages import Job, Stage, prepare, run_batch
+from quantscope.store import NAME, StudyStore
+from quantscope.wording import count
 
-BATCH_BYTES = 1 << 30  # activations of one batch of chunks stay near this
+FORMAT = 1  # of the stored records
+Compute = Callable[[int], Record]  # number of a batch → its record
 
 
-def no_progress(stage: str, done: int, total: int) -> None:
-    """Report nothing."""
-
-
-def run_study(options: StudyOptions, progress: Progress = no_progress) -> Study:
+def run_study(options: StudyOptions, monitor: Monitor = SILENT, folder: Path | None = None, *, replace_finished: bool = False) -> Study:
     """Everything ``quantscope study`` reports.
 
+    folder: where finished batches are kept; what is there of the same study is not computed again.  replace_finished: another study that
+    is there and finished makes room for this one.
     Raises QuantscopeErrors for models, prompts, texts and options that cannot be used, before anything is computed.
     """
-    lineup = line_up(options)
-    inputs = read_inputs(options, lineup.first.source, lineup.first.config)
-    first = _run(inputs.prompt or inputs.text, lineup, options, progress, with_layers=True)
-    last = _run(inputs.text, lineup, options, progress, with_layers=False) if inputs.prompt and inputs.text else first
-    generated = _generated(first.next_token, lineup, inputs.tokenizer)
-    study = Study(
-        version=STUDY_VERSION,
-        original=lineup.candidates[0].member.name if lineup.has_original else None,
-        variants=tuple(map(_variant, lineup.candidates, first.layers, generated, last.logits)),
-        provenance=_provenance(lineup, options),
-        model=_model_info(lineup),
-        prompt=inputs.prompt.info if inputs.prompt and isinstance(inputs.prompt.info, PromptInfo) else None,
-        text=inputs.text.info if inputs.text and isinstance(inputs.text.info, TextInfo) else None,
-        notes=lineup.notes + (inputs.tokenizer.notes if inputs.tokenizer else ()),
-    )
-    return complete(study)
+    job = prepare(options)
+    with connected(options.ray) if options.ray else nullcontext(0) as n_cpus:
+        if folder is None:
+            records = _run(job, options, monitor, None, n_cpus)
+        else:
+            with StudyStore.open(folder, identity(job, options), replace_finished=replace_finished) as store:
+                records = _run(job, options, monitor, store, n_cpus)
+                store.finish()
+    return complete(assemble(job, records, _provenance(job, options)))
 
 
-@dataclass(frozen=True)
-class Run:
-    """What one walk gave: a layer table and logit statistics per variant, and the next tokens."""
-
-    layers: list[tuple[LayerRow, ...]]
-    logits: list[LogitStats]
-    next_token: NextToken
-
-
-def _run(given: Input | None, lineup: Lineup, options: StudyOptions, progress: Progress, *, with_layers: bool) -> Run:
-    """One input through all variants, a batch of rows at a time."""
-    assert given is not None  # read_inputs gives a prompt, a text or both
-    config, members = lineup.first.config, lineup.members
-    layers = LayerMeter(config.n_layer, len(members), options.positions) if with_layers else None
-    logits = LogitMeter(len(members), first=given.first, last=given.last, has_reference=lineup.has_original, labelled=given.labelled)
-    next_token = NextToken()
-    meters = Meters(layers, logits, next_token)
-    batches = torch.split(given.ids, _rows_per_batch(given, lineup))
-    stages = config.n_layer + 2
-    for index, ids in enumerate(batches):
-        meters.batch(ids, index)
-
-        def step(done: int, before: int = index * stages) -> None:
-            progress(given.name, before + done, len(batches) * stages)
-
-        walk(ids.to(options.device), members, meters, has_reference=lineup.has_original, dtype=getattr(torch, options.dtype), step=step)
-    tables = [layers.rows(m, compared=lineup.has_original and m > 0) if layers else () for m in range(len(members))]
-    return Run(tables, [logits.stats(m) for m in range(len(members))], next_token)
+def _run(job: Job, options: StudyOptions, monitor: Monitor, store: StudyStore | None, n_cpus: int) -> dict[str, list[Record]]:
+    """The records of every stage; those of a text come from the cluster, of ``n_cpus``, where there is one."""
+    out = {}
+    for stage in job.stages:
+        there = store.done(stage.name) if store else []
+        missing = [i for i in range(stage.n_batches) if i not in there]
+        if stage.labelled:
+            monitor.note(f"Plan: {stage.plan.sentence(stage.ids.shape[1])}.")
+        if stage.labelled and there:
+            monitor.note(_resumed(stage, len(there)))
+        monitor.begin(stage.name, stage.n_batches * stage.n_steps, stage.ids.numel())
+        on_cluster = n_cpus and stage.labelled and missing
+        compute = ClusterRun(options, stage, _hashes(job), missing, n_cpus) if on_cluster else _here(stage, monitor)
+        out[stage.name] = run_stage(stage, options.until_ci, compute, monitor, store)
+    return out
 
 
-def _rows_per_batch(given: Input, lineup: Lineup) -> int:
-    """As many rows as keep the activations near BATCH_BYTES: every member's stream, and one layer's work."""
-    c, T = lineup.first.config, given.ids.shape[1]
-    stream = (len(lineup.members) + 6) * c.n_embd
-    work = 4 * c.n_ff + 3 * c.n_group * T
-    return max(1, BATCH_BYTES // (8 * T * (stream + work)))
+def _resumed(stage: Stage, n: int) -> str:
+    done = f"{n:,} of {count(stage.n_batches, 'batch', 'batches')}"
+    return f"Stored already, and not computed again: {done} ({NAME}; delete it to begin anew)."
 
 
-def _generated(next_token: NextToken, lineup: Lineup, tokenizer: Tokenizer | None) -> list[tuple[Generated, ...]]:
-    text = {i: tokenizer.piece(i) if tokenizer else "" for i in next_token.ids()}
-    return [(next_token.generated(m, text, has_reference=lineup.has_original),) for m in range(len(lineup.members))]
+def run_stage(stage: Stage, until_ci: float | None, compute: Compute, monitor: Monitor, store: StudyStore | None) -> list[Record]:
+    """The records of its batches in order: those that are stored, and the others, computed and stored one by one.
+
+    Fewer than all of them where the study may stop early and every mean KL divergence is known well enough.
+    """
+    done: list[Record] = []
+    for index in range(stage.n_batches):
+        record = store.get(stage.name, index) if store else None
+        if record is None:
+            record = compute(index)
+            if store:
+                store.put(stage.name, index, record)
+        done.append(record)
+        monitor.step(stage.name, (index + 1) * stage.n_steps, f"batch {index + 1}/{stage.n_batches}")
+        if stage.labelled and stage.has_reference and _known(stage, done, until_ci, monitor):
+            break
+    return done
 
 
-def _variant(c: Candidate, layers: tuple[LayerRow, ...], generated: tuple[Generated, ...], logits: LogitStats) -> Variant:
-    types = {name: t.name for name, t in c.types.items()}
-    return Variant(c.member.name, types, c.file_bytes, c.bpw, generated, layers, logits, c.path)
+def _known(stage: Stage, done: list[Record], until_ci: float | None, monitor: Monitor) -> bool:
+    """Whether every mean KL divergence is known to ``until_ci``; tells the monitor the means so far."""
+    kl = np.concatenate([r["kl"] for r in done], axis=1)  # [M,C,P]
+    monitor.scores({m.name: float(x.mean()) for m, x in zip(stage.members[1:], kl[1:], strict=True)})
+    return until_ci is not None and all(relative_half_width(x) <= until_ci for x in kl[1:])
 
 
-def _model_info(lineup: Lineup) -> ModelInfo:
-    w, c = lineup.first, lineup.first.config
-    n_params = sum(w.stored(name).n_elements for name in lineup.candidates[0].types)
-    return ModelInfo(lineup.candidates[0].member.name, c.arch, c.n_layer, c.n_embd, c.n_vocab, n_params)
+def _here(stage: Stage, monitor: Monitor) -> Compute:
+    """Batches are computed by this process."""
+
+    def compute(index: int) -> Record:
+        def step(done: int) -> None:
+            where = "embedding" if done == 1 else f"layer {done - 1}/{stage.n_steps - 2}" if done < stage.n_steps else "head"
+            monitor.step(stage.name, index * stage.n_steps + done, f"batch {index + 1}/{stage.n_batches}, {where}")
+
+        return run_batch(stage, index, step)
+
+    return compute
 
 
-def _provenance(lineup: Lineup, options: StudyOptions) -> dict[str, object]:
+def identity(job: Job, options: StudyOptions) -> dict[str, Any]:
+    """What must be the same for a study to be continued: inputs by their content, options, plan, and what decides about single bits."""
+    text = job.inputs.text
+    return {
+        "format": FORMAT,
+        "quantscope": __version__,
+        "models": _hashes(job),
+        "options": {
+            "--types": list(options.types),
+            "--ref": options.ref,
+            "--prompt": options.prompt,
+            "--tokens": None if options.tokens is None else list(options.tokens),
+            "--text": None if options.text is None else hashlib.sha256(options.text.read_bytes()).hexdigest(),
+            "--ctx": options.n_ctx if text else None,
+            "--chunks": options.n_chunks,
+            "--positions": options.positions,
+            "--scoring": options.scoring,
+            "--dtype": options.dtype,
+            "--device": options.device,
+        },
+        "plan": {s.name: [s.plan.n_batches, s.plan.chunks_per_batch, s.plan.chunks_per_slice] for s in job.stages},
+        "arithmetic": {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()},
+    }
+
+
+def _hashes(job: Job) -> dict[str, str]:
+    return {c.path: c.source.sha256() for c in job.lineup.candidates if c.path}
+
+
+def _provenance(job: Job, options: StudyOptions) -> dict[str, object]:
     """Versions, machine, options and the hash of every file: what it takes to repeat the study."""
     return {
         "quantscope": __version__,
@@ -131,6 +156,7 @@ def _provenance(lineup: Lineup, options: StudyOptions) -> dict[str, object]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "device": options.device,
+        "threads": torch.get_num_threads(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "files": {c.path: c.source.sha256() for c in lineup.candidates if c.path},
+        "files": _hashes(job),
     }

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantscope.errors import ShapeError, UsageError
-from quantscope.lockstep import Images, Member, Requantized
+import torch
+
+from quantscope.errors import ShapeError, UsageError, VocabularyError
+from quantscope.images import Images, Requantized
+from quantscope.lockstep import Member
 from quantscope.qtypes import QuantType
 from quantscope.recipes import ModelFacts, TensorShape, assign_types, preset_name
 from quantscope.results import StudyOptions
@@ -17,6 +20,7 @@ from quantscope.sources.resolve import open_source
 from quantscope.weights import Weights
 
 UNQUANTIZED = {"F64", "F32", "F16", "BF16"}
+TOKENS = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ def line_up(options: StudyOptions) -> Lineup:
     original = _original(options, files)
     notes = _notes(files, original, bool(options.types))
     order = sorted(files, key=lambda p: p != original)  # stable: the original first
-    candidates = [_file_candidate(files[p], names[p], p) for p in order]
+    dtype = getattr(torch, options.dtype)
+    candidates = [_file_candidate(files[p], names[p], p, dtype) for p in order]
     if options.types:
         images = Images(files[order[0]])
         whole = candidates[0]
@@ -127,16 +132,30 @@ def _same_model(files: dict[str, Weights]) -> None:
                     f"{path}: {what} is {b}, expected {a} as in {first}. The files are of different models, which cannot be compared "
                     f"layer by layer: see `quantscope inspect` of both."
                 )
+        _same_vocabulary(first, w0.source, path, w.source)
 
 
-def _file_candidate(weights: Weights, name: str, path: str) -> Candidate:
+def _same_vocabulary(first: str, a: Source, path: str, b: Source) -> None:
+    """VocabularyError when two GGUF files give the same id to different tokens: the same text would mean something else to each."""
+    ours, theirs = a.metadata.get(TOKENS), b.metadata.get(TOKENS)
+    if ours is None or theirs is None:  # a Hugging Face folder keeps them elsewhere, and ids alone need none
+        return
+    for i, (x, y) in enumerate(zip(ours, theirs, strict=False)):
+        if x != y:
+            raise VocabularyError(
+                f"{path}: token {i} is {y!r}, expected {x!r} as in {first}. The files have different vocabularies (a fine-tune with added "
+                f"tokens, or another conversion), so the same text has other ids: compare files made from one original."
+            )
+
+
+def _file_candidate(weights: Weights, name: str, path: str, dtype: torch.dtype) -> Candidate:
     types = {n: weights.stored(n).qtype for n in weights.stored_names()}
-    return Candidate(Member(name, weights), types, weights.source.file_bytes, _bpw(weights, types), path, weights.source)
+    return Candidate(Member(name, weights, dtype), types, weights.source.file_bytes, _bpw(weights, types), path, weights.source)
 
 
 def _shared(whole: Candidate, images: Images) -> Candidate:
     """The original as a member that shares its decoded tensors with the variants made from it."""
-    return replace(whole, member=Member(whole.member.name, Requantized(images, {}), images.release))
+    return replace(whole, member=replace(whole.member, weights=Requantized(images, {})))
 
 
 def _quantized(images: Images, whole: Candidate, preset: str) -> Candidate:
@@ -147,7 +166,12 @@ def _quantized(images: Images, whole: Candidate, preset: str) -> Candidate:
     changed = {n: t for n, t in types.items() if t != whole.types[n]}
     size = whole.file_bytes + _padded_bytes(weights, types) - _padded_bytes(weights, whole.types)
     return Candidate(
-        Member(preset_name(preset), Requantized(images, changed), images.release), types, size, _bpw(weights, types), None, weights.source
+        replace(whole.member, name=preset_name(preset), weights=Requantized(images, changed)),
+        types,
+        size,
+        _bpw(weights, types),
+        None,
+        weights.source,
     )
 
 

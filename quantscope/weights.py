@@ -8,7 +8,7 @@ reorders the rows of q and k, so does this module: both files of one model give 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +24,27 @@ from quantscope.quants import can_decode, decode
 from quantscope.sources.base import RawTensor, Source, missing_tensor, show
 
 ROPE_FREQS = "rope_freqs.weight"
+ALL_IDS = slice(None)
+BY_ID = ("output.weight", "output.bias")  # tensors of the head with one row per token id
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by local name, each made when it is asked for: a matrix lives as long as its product takes, no longer."""
+
+    def __init__(self, names: Mapping[str, str], make: Callable[[str], Tensor]) -> None:
+        self._names, self._make = names, make
+
+    def __getitem__(self, local: str) -> Tensor:
+        return self._make(self._names[local])
+
+    def __contains__(self, local: object) -> bool:
+        return local in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class WeightProvider(Protocol):
@@ -38,11 +59,26 @@ class WeightProvider(Protocol):
     def layer(self, i: int) -> Mapping[str, Tensor]:
         """The tensors of layer i by local name, "attn_q.weight"; optional ones only where the file has them."""
 
-    def top(self) -> Mapping[str, Tensor]:
-        """What the head needs: "output_norm.weight", "output.weight" (the embedding where tied), "output.bias" ..."""
+    def top(self, ids: slice = ALL_IDS) -> Mapping[str, Tensor]:
+        """What the head needs: "output_norm.weight", "output.weight" (the embedding where tied), "output.bias" ...
+
+        ids: the part of the vocabulary whose logits are wanted; "output.weight" and "output.bias" have these rows only.
+        """
 
     def rope_factors(self) -> Tensor | None:
         """rope_freqs.weight [R], the divisors of the RoPE frequencies; None where there are none."""
+
+    def layer_names(self, i: int) -> Mapping[str, str]:
+        """Local name → canonical name of the tensors layer i has."""
+
+    def top_names(self) -> Mapping[str, str]:
+        """Local name → canonical name of what the head needs; "output.weight" is the embedding where tied."""
+
+    def will_need(self, names: Iterable[str]) -> None:
+        """These tensors come next: what can be prepared beside the work at hand begins now."""
+
+    def let_go(self, names: Iterable[str]) -> None:
+        """These tensors are not needed for a while: what they hold of memory is given back."""
 
 
 class Weights:
@@ -59,7 +95,7 @@ class Weights:
         self.device = torch.device(device)
         self._spec = ARCHS[self.config.arch]
         self._kept: dict[str, Tensor] | None = {} if keep else None
-        self._finite: set[str] = set()
+        self._finite: set[tuple[str, int | None, int | None]] = set()
         self._stored = _by_canonical_name(source)
         self._rows = self._find_rows()
         self._check_stored()
@@ -155,6 +191,26 @@ class Weights:
         self._check_finite(name, part, unique)
         return part.to(self.device)[inverse.to(self.device)]
 
+    def band(self, name: str, ids: slice) -> Tensor:
+        """Some consecutive rows of ``get(name)``; only these are decoded, unless the tensor is held or has its rows reordered."""
+        if ids == ALL_IDS or self._kept is not None or self._permuted(name):
+            return self.get(name)[ids]
+        raw = self._stored[name]
+        blocks = self.source.raw(raw.name).reshape(raw.shape[0], -1)[ids]  # [rows, bytes of a row]
+        part = torch.from_numpy(decode(blocks.reshape(-1), raw.qtype)).reshape(-1, *raw.shape[1:])
+        self._check_finite_once(name, part, ids)
+        return part.to(self.device)
+
+    def will_need(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in self._stored:
+                self.source.will_need(self._stored[name].name)
+
+    def let_go(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in self._stored:
+                self.source.let_go(self._stored[name].name)
+
     def layer_names(self, i: int) -> dict[str, str]:
         """Local name → canonical name of the tensors layer i has."""
         prefix = f"blk.{i}."
@@ -165,11 +221,12 @@ class Weights:
         names = {n: n for n in ("output_norm.weight", "output.weight", "output.scale", "output.bias") if n in self._rows}
         return names | ({"output.weight": "token_embd.weight"} if self.config.tied else {})
 
-    def layer(self, i: int) -> dict[str, Tensor]:
-        return {local: self.get(name) for local, name in self.layer_names(i).items()}
+    def layer(self, i: int) -> Mapping[str, Tensor]:
+        return LazyTensors(self.layer_names(i), self.get)
 
-    def top(self) -> dict[str, Tensor]:
-        return {local: self.get(name) for local, name in self.top_names().items()}
+    def top(self, ids: slice = ALL_IDS) -> Mapping[str, Tensor]:
+        whole = self.top_names()
+        return LazyTensors({local: local for local in whole}, lambda n: self.band(whole[n], ids) if n in BY_ID else self.get(whole[n]))
 
     def rope_factors(self) -> Tensor | None:
         return self.get(ROPE_FREQS) if ROPE_FREQS in self._rows else None
@@ -180,9 +237,7 @@ class Weights:
             return llama3_factors(self.config.rope.theta, self.config.rope.dim, llama3)
         raw = self._stored[name]
         tensor = torch.from_numpy(decode(self.source.raw(raw.name), raw.qtype)).reshape(raw.shape)
-        if name not in self._finite:  # once is enough, the file does not change
-            self._check_finite(name, tensor)
-            self._finite.add(name)
+        self._check_finite_once(name, tensor, ALL_IDS)
         if self._permuted(name):
             return interleave_rows(tensor, tensor.shape[0] // self.config.head_dim)
         return tensor
@@ -190,6 +245,13 @@ class Weights:
     def _permuted(self, name: str) -> bool:
         stem = name.split(".")[-2]
         return self.source.format == "safetensors" and stem in self._spec.hf_half_split and not name.endswith(".scale")
+
+    def _check_finite_once(self, name: str, tensor: Tensor, rows: slice) -> None:
+        """``_check_finite`` the first time these rows are read: the file does not change."""
+        key = name, rows.start, rows.stop
+        if key not in self._finite:
+            self._check_finite(name, tensor, None if rows.start is None else torch.arange(rows.start, rows.start + len(tensor)))
+            self._finite.add(key)
 
     def _check_finite(self, name: str, tensor: Tensor, ids: Tensor | None = None) -> None:
         """NonFiniteError at the first NaN or infinity.  ids: which rows of the stored tensor these are; None: all of it."""

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from quantscope.arch.config import ModelConfig
 from quantscope.errors import PromptError
-from quantscope.model.ops import causal_attention, exact_matmul, linear, rms_norm, swiglu
+from quantscope.model.ops import attention_map, causal_attention, exact_matmul, linear, rms_norm, swiglu
 from quantscope.model.rope import RopeTables, rope_tables, rotate
 from quantscope.model.taps import Tap, at_layer, no_tap, wants
-from quantscope.weights import WeightProvider
+from quantscope.weights import LazyTensors, WeightProvider
 
 
 class KVCache:
@@ -104,10 +104,9 @@ def attention(
     tap("Kcur", k.flatten(-2))
     if cache is not None:
         k, v = cache.append(i, k, v)  # [B,S,K,D]
-    mixed, probs = causal_attention(q, k, v, config.kq_scale, keep=wants(tap, "kq_soft_max"))  # [B,T,H,D]
-    if probs is not None:
-        tap("kq_soft_max", probs)
-    mixed = mixed.flatten(-2)  # [B,T,H·D]
+    if wants(tap, "kq_soft_max"):
+        tap("kq_soft_max", attention_map(q, k, config.kq_scale))  # [B,H,T,S]
+    mixed = causal_attention(q, k, v, config.kq_scale).flatten(-2)  # [B,T,H·D]
     tap("kqv_out", mixed)
     out = linear(mixed, w, "attn_output")  # [B,T,E]
     tap("attn_out", out)
@@ -129,15 +128,22 @@ def ffn(x: Tensor, w: Mapping[str, Tensor], tap: Tap = no_tap) -> Tensor:
 
 def head(h: Tensor, w: Mapping[str, Tensor], config: ModelConfig, tap: Tap = no_tap) -> Tensor:
     """Logits: h [B,T,E] → [B,T,V]; w holds "output_norm.weight" and "output.weight" (token_embd.weight where tied)."""
-    x = rms_norm(h, w["output_norm.weight"], config.norm_eps)  # [B,T,E]
-    tap("result_norm", x)
+    x = output_norm(h, w, config, tap)  # [B,T,E]
     logits = linear(x, w, "output")  # [B,T,V]
     tap("result_output", logits)
     return logits
 
 
-def cast(w: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: t.to(dtype) for name, t in w.items()}
+def output_norm(h: Tensor, w: Mapping[str, Tensor], config: ModelConfig, tap: Tap = no_tap) -> Tensor:
+    """The norm before the output matrix: h [B,T,E] → [B,T,E]."""
+    x = rms_norm(h, w["output_norm.weight"], config.norm_eps)  # [B,T,E]
+    tap("result_norm", x)
+    return x
+
+
+def cast(w: Mapping[str, Tensor], dtype: torch.dtype) -> Mapping[str, Tensor]:
+    """The same tensors in another dtype, each converted when it is asked for."""
+    return LazyTensors({name: name for name in w}, lambda name: w[name].to(dtype))
 
 
 def check_ids(ids: Tensor, config: ModelConfig, n_past: int = 0) -> None:

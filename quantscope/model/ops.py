@@ -26,8 +26,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     x: [...,E], weight: [E]; the mean in float64, as ggml does, so that the order of summation does not show.
     """
-    mean_square = x.double().square().mean(-1, keepdim=True)  # [...,1] in float64
-    return x * (mean_square + eps).rsqrt().to(x.dtype) * weight
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)  # [...,1] √Σx² in float64
+    return x * (norm.square() / x.shape[-1] + eps).rsqrt().to(x.dtype) * weight
 
 
 def linear(x: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = False) -> Tensor:
@@ -47,22 +47,34 @@ def linear(x: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up with silu(x) = x / (1 + e⁻ˣ)."""
-    return F.silu(gate) * up
+    return F.silu(gate).mul_(up)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *, keep: bool = False) -> tuple[Tensor, Tensor | None]:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(q·kᵀ·scale + mask)·v; query t of T sees the keys 0 … S−T+t.
 
-    q: [B,T,H,D], k and v: [B,S,K,D], each key/value head serving H/K query heads → [B,T,H,D], and the probabilities
-    [B,H,T,S] if ``keep``.  One key/value head at a time: the largest intermediate is [B,H/K,T,S].
+    q: [B,T,H,D], k and v: [B,S,K,D], each key/value head serving H/K query heads → [B,T,H,D].  torch's fused attention never holds
+    the probabilities [B,H,T,S] and is up to three times as fast as the two products; who wants to see them asks ``attention_map``.
     """
-    T, S, n_head_kv = q.shape[1], k.shape[1], k.shape[2]
-    hidden = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)  # [T,S]
-    outs, probs = [], []
-    for group, keys, values in zip(q.chunk(n_head_kv, dim=2), k.unbind(2), v.unbind(2), strict=True):
+    T, S, G = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    seen = None if T == S else ~_future(T, S, q.device)  # torch's own causal mask counts from the first key
+    q, k, v = (z.transpose(1, 2) for z in (q, k.repeat_interleave(G, 2), v.repeat_interleave(G, 2)))  # [B,H,T,D], [B,H,S,D] twice
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None, scale=scale).transpose(1, 2)
+
+
+def attention_map(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """The probabilities of ``causal_attention``, softmax(q·kᵀ·scale + mask): [B,T,H,D], [B,S,K,D] → [B,H,T,S].
+
+    One key/value head at a time: the largest intermediate is [B,H/K,T,S].
+    """
+    future = _future(q.shape[1], k.shape[1], q.device)
+    probs = []
+    for group, keys in zip(q.chunk(k.shape[2], dim=2), k.unbind(2), strict=True):
         scores = torch.einsum("btgd,bsd->bgts", group, keys) * scale  # [B,G,T,S]
-        p = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        outs.append(torch.einsum("bgts,bsd->btgd", p, values))
-        if keep:
-            probs.append(p)
-    return torch.cat(outs, dim=2), torch.cat(probs, dim=1) if keep else None
+        probs.append(scores.masked_fill(future, -torch.inf).softmax(-1))
+    return torch.cat(probs, dim=1)
+
+
+def _future(T: int, S: int, device: torch.device) -> Tensor:
+    """True where query t must not look: keys after S−T+t.  Bool [T,S]."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).triu(S - T + 1)

@@ -63,16 +63,17 @@ def rope_tables(rope: RopeConfig, positions: Tensor, factors: Tensor | None = No
 
 
 def rotate(x: Tensor, tables: RopeTables) -> Tensor:
-    """(a, b) → (a·cos − b·sin, a·sin + b·cos) for each pair (a, b) of a head's first 2R channels.
+    """(a, b) → (a·cos − b·sin, a·sin + b·cos) for each pair (a, b) of a head's first 2R channels: (a + ib)·(cos + i·sin).
 
     x: [B,T,H,D] → [B,T,H,D]; the layout says which channels are a pair, the channels from 2R on stay as they are.
     """
-    cos, sin = tables.cos[:, None, :], tables.sin[:, None, :]  # [T,1,R]
-    turning, still = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
+    turn = torch.complex(tables.cos, tables.sin)[:, None]  # [T,1,R]
+    R = turn.shape[-1]
+    turning, still = x[..., : 2 * R], x[..., 2 * R :]
     if tables.layout == "interleaved":
-        a, b = turning[..., 0::2], turning[..., 1::2]  # [B,T,H,R] each
-        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+        pairs = torch.view_as_complex(turning.reshape(*turning.shape[:-1], R, 2).contiguous())  # [B,T,H,R]
+        turned = torch.view_as_real(pairs * turn).flatten(-2)
     else:
-        a, b = turning.chunk(2, dim=-1)  # [B,T,H,R] each
-        turned = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
-    return torch.cat([turned, still], dim=-1)
+        z = torch.complex(*turning.chunk(2, dim=-1)) * turn  # [B,T,H,R]
+        turned = torch.cat([z.real, z.imag], dim=-1)
+    return torch.cat([turned, still], dim=-1) if still.shape[-1] else turned

@@ -75,6 +75,12 @@ class Source(Protocol):
         Raises MissingTensorError when there is no such tensor, TruncatedFileError when the file ends before it does.
         """
 
+    def will_need(self, name: str) -> None:
+        """Let the system read the tensor from disk while we do something else."""
+
+    def let_go(self, name: str) -> None:
+        """Give the tensor's pages back: they count as this process's memory from the moment they are read."""
+
     def sha256(self) -> str:
         """Hex digest of the content; reads everything once."""
 

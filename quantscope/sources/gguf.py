@@ -29,7 +29,7 @@ import numpy as np
 from quantscope.errors import CorruptFileError, TruncatedFileError, UnsupportedTypeError, UnsupportedVersionError
 from quantscope.qtypes import BY_ID, QuantType
 from quantscope.sources.base import Bytes, RawTensor, missing_tensor, show
-from quantscope.sources.files import map_file, not_a_gguf
+from quantscope.sources.files import advise, map_file, not_a_gguf
 
 T = TypeVar("T")
 
@@ -324,6 +324,12 @@ class GgufSource:
         if self._end(name) > self.file_bytes:
             raise self.truncation(name)
         return self._mapped()[self.offsets[name] : self._end(name)]
+
+    def will_need(self, name: str) -> None:
+        advise(self.raw(name), "MADV_WILLNEED")
+
+    def let_go(self, name: str) -> None:
+        advise(self.raw(name), "MADV_DONTNEED")
 
     def truncation(self, name: str) -> TruncatedFileError:
         """The error for a tensor that ends past the end of the file."""

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from quantscope.errors import CorruptFileError, MissingFileError, TruncatedFileError, UnsupportedTypeError
 from quantscope.qtypes import QTYPES
 from quantscope.sources.base import Bytes, RawTensor, missing_tensor, show
-from quantscope.sources.files import map_file, parse_json_object, read_json_object
+from quantscope.sources.files import advise, map_file, parse_json_object, read_json_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "generation_config.json")
@@ -86,6 +86,12 @@ class SafetensorsSource:
             raise self.truncation(name)
         stored = self._stored[name]
         return self._shard(stored.shard)[stored.start : self._end(name)]
+
+    def will_need(self, name: str) -> None:
+        advise(self.raw(name), "MADV_WILLNEED")
+
+    def let_go(self, name: str) -> None:
+        advise(self.raw(name), "MADV_DONTNEED")
 
     def truncation(self, name: str) -> TruncatedFileError:
         """The error for a tensor that ends past the end of its shard."""

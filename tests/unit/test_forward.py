@@ -14,7 +14,7 @@ from quantscope.errors import PromptError
 from quantscope.metrics import nmse
 from quantscope.model.forward import KVCache, forward
 from quantscope.model.generate import generate
-from quantscope.model.ops import causal_attention, exact_matmul, linear, rms_norm, swiglu
+from quantscope.model.ops import attention_map, causal_attention, exact_matmul, linear, rms_norm, swiglu
 from quantscope.model.taps import Recorder, no_tap, tap_names, wants
 from quantscope.sources.resolve import open_source
 from quantscope.weights import Weights
@@ -59,16 +59,16 @@ def test_swiglu() -> None:
 def test_attention_is_torchs(n_query: int, n_key: int, n_head: int, n_head_kv: int) -> None:
     q = torch.randn(2, n_query, n_head, 8, dtype=torch.float64)
     k, v = torch.randn(2, 2, n_key, n_head_kv, 8, dtype=torch.float64)
-    out, probs = causal_attention(q, k, v, 0.3, keep=True)
+    out, probs = causal_attention(q, k, v, 0.3), attention_map(q, k, 0.3)
     mask = torch.ones(n_query, n_key, dtype=torch.bool).tril(n_key - n_query)
     heads = (z.transpose(1, 2) for z in (q, k, v))
     expected = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=0.3, enable_gqa=True)
     torch.testing.assert_close(out, expected.transpose(1, 2))
-    assert probs is not None
     assert probs.shape == (2, n_head, n_query, n_key)
     assert (probs[:, :, ~mask] == 0).all()
     torch.testing.assert_close(probs.sum(-1), torch.ones(2, n_head, n_query, dtype=torch.float64))
-    assert causal_attention(q, k, v, 0.3)[1] is None
+    values = v.repeat_interleave(n_head // n_head_kv, 2).transpose(1, 2)  # [B,H,S,D]
+    torch.testing.assert_close((probs @ values).transpose(1, 2), out)  # the map is the one the attention uses
 
 
 def test_exact_matmul_restores_the_programs_setting() -> None:

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from quantscope import lockstep
-from quantscope.errors import BlockError, NonFiniteError
-from quantscope.lockstep import Images, Member, Requantized, stored_as, walk
+from quantscope.images import Images, Requantized
+from quantscope.lockstep import Member, Slices, walk
 from quantscope.model.forward import forward
 from quantscope.model.taps import Recorder
 from quantscope.qtypes import QTYPES
-from quantscope.quants import decode, encode
 from quantscope.sources.resolve import open_source
 from quantscope.weights import Weights
 from tests.models import make_gguf
 
+ALL = Slices(100, 10_000, 10_000)
 IDS = torch.tensor([[1, 40, 50, 60, 70], [1, 270, 280, 3, 9]])
 
 
@@ -29,15 +27,23 @@ class Everything:
 
     def __init__(self, taps: Sequence[str]) -> None:
         self.taps = set(taps)
-        self.seen: dict[tuple[int, str], tuple[Tensor | None, Tensor]] = {}
+        self.seen: dict[tuple[int, str, int], tuple[Tensor | None, Tensor]] = {}
         self.rows: dict[tuple[int, int, int], Tensor] = {}
 
-    def tap(self, member: int, name: str, ref: Tensor | None, x: Tensor) -> None:
-        self.seen[member, name] = ref, x
+    def tap(self, member: int, name: str, ref: Tensor | None, x: Tensor, chunk: int) -> None:
+        self.seen[member, name, chunk] = ref, x
 
-    def logits(self, chunk: int, start: int, members: Sequence[Tensor]) -> None:
+    def logits(self, start: int, first_id: int, members: Sequence[Tensor]) -> None:
         for m, x in enumerate(members):
-            self.rows[m, chunk, start] = x
+            self.rows[m, start, first_id] = x
+
+    def whole(self, member: int, name: str) -> Tensor:
+        return torch.cat([x for (m, n, _), (_, x) in sorted(self.seen.items()) if (m, n) == (member, name)])
+
+    def logits_of(self, member: int) -> Tensor:
+        """[n,V] of all positions asked for."""
+        starts = sorted({start for m, start, _ in self.rows if m == member})
+        return torch.cat([torch.cat([x for (m, s, _), x in sorted(self.rows.items()) if (m, s) == (member, start)], 1) for start in starts])
 
 
 @pytest.fixture
@@ -50,58 +56,46 @@ def requantized(images: Images, qtype: str) -> Requantized:
     return Requantized(images, dict.fromkeys(names, QTYPES[qtype]))
 
 
-@pytest.mark.parametrize("slice_bytes", [1, 1 << 30])
-def test_every_member_gets_what_it_gets_alone(weights: Weights, monkeypatch: pytest.MonkeyPatch, slice_bytes: int) -> None:
-    monkeypatch.setattr(lockstep, "SLICE_BYTES", slice_bytes)  # one position at a time, or all at once
+@pytest.mark.parametrize("slices", [Slices(1, 1, 7), Slices(2, 3, 100), Slices(9, 1000, 1000)])
+@pytest.mark.parametrize("first", [0, 2, 4])
+def test_every_member_gets_what_it_gets_alone(weights: Weights, slices: Slices, first: int) -> None:
     images = Images(weights)
     providers = [weights, requantized(images, "Q8_0"), requantized(images, "Q4_0")]
-    seen = Everything(["l_out-0", "l_out-2", "ffn_swiglu-1"])
-    walk(IDS, [Member(str(i), p, images.release) for i, p in enumerate(providers)], seen, has_reference=True)
+    seen = Everything(["l_out-0", "l_out-2", "ffn_swiglu-1", "result_norm"])
+    walk(IDS, [Member(str(i), p) for i, p in enumerate(providers)], seen, has_reference=True, slices=slices, first=first)
     for m, provider in enumerate(providers):
         alone = Recorder()
         logits = forward(IDS, provider, alone)
         for name in seen.taps:
-            torch.testing.assert_close(seen.seen[m, name][1], alone.taps[name], rtol=0, atol=0)
-        for b in range(2):
-            got = torch.cat([x for (i, chunk, _), x in sorted(seen.rows.items(), key=lambda kv: kv[0]) if (i, chunk) == (m, b)])
-            torch.testing.assert_close(got, logits[b], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(seen.whole(m, name), alone.taps[name], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(seen.logits_of(m), logits[:, first:].flatten(0, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_members_have_their_own_dtype(weights: Weights) -> None:
+    seen = Everything(["l_out-2"])
+    pair = [Member("a", weights, torch.float64), Member("b", weights)]
+    walk(IDS, pair, seen, has_reference=True, slices=ALL)
+    ref, x = seen.seen[1, "l_out-2", 0]
+    assert ref is not None
+    assert (ref.dtype, x.dtype) == (torch.float64, torch.float32)
+    assert 0 < (ref - x).abs().max() < 1e-5
+
+
+def test_done_layers_are_let_go_and_the_next_ones_prepared(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, set[str]]] = []
+    for what in ("will_need", "let_go"):
+        monkeypatch.setattr(weights, what, lambda names, what=what: done.append((what, {n.split(".")[1] for n in names})))
+    walk(IDS, [Member("a", weights)], Everything([]), has_reference=False, slices=ALL)
+    assert [where for what, where in done if what == "let_go"][1:4] == [{"0"}, {"1"}, {"2"}]
+    assert done.index(("will_need", {"1"})) < done.index(("let_go", {"0"}))
 
 
 def test_the_reference_is_beside_the_others_and_beside_none_without_one(weights: Weights) -> None:
     members = [Member("a", weights), Member("b", weights)]
     seen = Everything(["embd", "l_out-1"])
-    walk(IDS, members, seen, has_reference=True)
-    assert seen.seen[0, "l_out-1"][0] is None
+    walk(IDS, members, seen, has_reference=True, slices=ALL)
+    assert seen.seen[0, "l_out-1", 0][0] is None
     for name in ("embd", "l_out-1"):
-        assert seen.seen[1, name][0] is seen.seen[0, name][1]
-    walk(IDS, members, seen, has_reference=False)
-    assert seen.seen[1, "l_out-1"][0] is None
-
-
-def test_images_are_made_once_and_forgotten(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-    monkeypatch.setattr(lockstep, "stored_as", lambda x, qtype, name: made.append(f"{name} {qtype}") or x)
-    images = Images(weights)
-    pair = [requantized(images, "Q4_0"), requantized(images, "Q4_0")]
-    for provider in pair:
-        provider.layer(0)
-    assert len(made) == len(set(made)) == 7
-    images.release()
-    pair[0].layer(0)
-    assert len(made) == 14
-
-
-def test_rows_are_the_rows_of_the_whole_image(weights: Weights) -> None:
-    images = Images(weights)
-    whole = images.get("token_embd.weight", QTYPES["Q4_0"])
-    torch.testing.assert_close(images.rows("token_embd.weight", IDS, QTYPES["Q4_0"]), whole[IDS], rtol=0, atol=0)
-
-
-def test_stored_as_is_decode_of_encode_and_names_the_tensor() -> None:
-    x = torch.randn(4, 64)
-    expected = decode(encode(x.numpy(), QTYPES["Q5_1"], 64), QTYPES["Q5_1"]).reshape(4, 64)
-    np.testing.assert_array_equal(stored_as(x, QTYPES["Q5_1"], "w").numpy(), expected)
-    with pytest.raises(NonFiniteError, match=r"blk\.0\.attn_q"):
-        stored_as(torch.full((1, 32), torch.inf), QTYPES["Q4_0"], "blk.0.attn_q.weight")
-    with pytest.raises(BlockError, match=r"blk\.0\.attn_q"):
-        stored_as(torch.ones(1, 40), QTYPES["Q4_0"], "blk.0.attn_q.weight")
+        assert seen.seen[1, name, 0][0] is seen.seen[0, name, 0][1]
+    walk(IDS, members, seen, has_reference=False, slices=ALL)
+    assert seen.seen[1, "l_out-1", 0][0] is None

@@ -1,80 +1,133 @@
-"""Meters: layer tables and logit statistics are the formulas of metrics.py applied to what was walked."""
+"""A batch's record holds the metrics of what walked, and records join to what one large batch gives."""
 
 from __future__ import annotations
 
-import math
-
+import numpy as np
 import pytest
 import torch
 
 from quantscope import metrics
-from quantscope.meters import LayerMeter, LogitMeter, NextToken
+from quantscope.images import Images, Requantized
+from quantscope.lockstep import Member, Slices, walk
+from quantscope.meters import NEXT_FIELDS, BatchMeter, Record, join_batches, join_groups, tap_list
+from quantscope.model.forward import forward
+from quantscope.model.taps import Recorder
+from quantscope.qtypes import QTYPES
+from quantscope.sources.resolve import open_source
+from quantscope.tap_stats import TapStats
+from quantscope.weights import Weights
+from tests.models import make_gguf
 
-B, T, V = 2, 8, 20
-FIRST, LAST = 4, 7
-IDS = torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(1))
-LOGITS = torch.randn(2, B, T, V, generator=torch.Generator().manual_seed(2))  # [member,B,T,V]
-
-
-def metered(slice_length: int, *, labelled: bool = True, has_reference: bool = True) -> LogitMeter:
-    meter = LogitMeter(2, first=FIRST, last=LAST, has_reference=has_reference, labelled=labelled)
-    for b in range(B):
-        for start in range(0, T, slice_length):
-            meter.logits(IDS, b, start, [x[b, start : start + slice_length] for x in LOGITS])
-    return meter
-
-
-@pytest.mark.parametrize("slice_length", [1, 3, T])
-def test_logit_statistics_are_those_of_the_scored_positions(slice_length: int) -> None:
-    stats = metered(slice_length).stats(1)
-    ref, test = (x[:, FIRST:LAST].flatten(0, 1) for x in LOGITS)
-    labels = IDS[:, FIRST + 1 : LAST + 1].flatten()
-    assert stats.n_positions == B * (LAST - FIRST)
-    assert stats.kl_nats == pytest.approx(float(metrics.kl_nats(ref, test).mean()))
-    assert stats.kl_nats_max == pytest.approx(float(metrics.kl_nats(ref, test).max()))
-    assert stats.top1_agree == pytest.approx(float(metrics.top1_agree(ref, test).double().mean()))
-    assert stats.ppl == pytest.approx(float(metrics.ppl(test, labels)))
-    assert stats.rms_dp == pytest.approx(float(metrics.rms_dp(ref, test, labels)))
-    assert stats.ln_ppl_ratio == pytest.approx(math.log(float(metrics.ppl(test, labels) / metrics.ppl(ref, labels))))
+IDS = torch.randint(1, 288, (4, 12), generator=torch.Generator().manual_seed(3))
+FIRST, LAST = 6, 11
 
 
-def test_the_original_has_no_divergence_and_a_prompt_no_perplexity() -> None:
-    meter = metered(T)
-    assert meter.stats(0).kl_nats is None
-    assert meter.stats(0).ppl is not None
-    assert meter.stats(0).n_positions == meter.stats(1).n_positions
-    prompt = metered(T, labelled=False)
-    assert prompt.stats(1).ppl is None
-    assert prompt.stats(1).kl_nats is not None
-    assert metered(T, has_reference=False).stats(1).kl_nats is None
+@pytest.fixture(scope="module")
+def members(tmp_path_factory: pytest.TempPathFactory) -> list[Member]:
+    w = Weights(open_source(make_gguf(tmp_path_factory.mktemp("meters") / "m.gguf", seed=5)))
+    images = Images(w)
+    types = [{n: QTYPES[t] for n in w.names() if len(w.shape(n)) == 2} for t in ("Q8_0", "Q4_0")]
+    return [Member("f32", w), *(Member(str(i), Requantized(images, t)) for i, t in enumerate(types))]
 
 
-def test_layer_table_positions_and_comparison() -> None:
-    shape = (1, 3, 4)
-    tensors = {name: torch.randn(shape) for name in ("embd", "l_out-0", "ffn_swiglu-0")}
-    meter, last = LayerMeter(1, 2), LayerMeter(1, 2, "last")
-    for m in (meter, last):
-        for name, x in tensors.items():
-            m.tap(0, name, None, x)
-            m.tap(1, name, x, x + 0.1)
-    (row,) = meter.rows(1, compared=True)
-    assert row.input_rms == pytest.approx(float(metrics.rms((tensors["embd"] + 0.1).flatten())))
-    assert row.mean == pytest.approx(float((tensors["l_out-0"] + 0.1).mean()), rel=1e-5)
-    out = tensors["l_out-0"]
-    assert row.nmse == pytest.approx(float(metrics.nmse(out.flatten(), (out + 0.1).flatten())))
-    assert meter.rows(0, compared=False)[0].nmse is None
-    assert last.rows(0, compared=False)[0].output_rms == pytest.approx(float(metrics.rms(out[:, -1].flatten())))
+def record(
+    members: list[Member], rows: slice = slice(None), *, labelled: bool = True, has_reference: bool = True, **options: str
+) -> Record:
+    ids = IDS[rows]
+    taps = tap_list(members[0].weights.config)
+    meter = BatchMeter(
+        ids,
+        taps,
+        len(members),
+        chunk0=rows.start or 0,
+        first=FIRST,
+        last=LAST,
+        has_reference=has_reference,
+        labelled=labelled,
+        **options,
+    )
+    walk(ids, members, meter, has_reference=has_reference, slices=Slices(1, 7, 100), first=FIRST)
+    return meter.record()
 
 
-def test_next_token_is_after_the_last_position_of_the_first_chunk() -> None:
-    token = NextToken()
-    for b in range(B):
-        for start in range(0, T, 3):
-            token.logits(b, [x[b, start : start + 3] for x in LOGITS])
-    own, ref = LOGITS[1, 0, -1].double(), LOGITS[0, 0, -1].double()
-    best = int(own.argmax())
-    got = token.generated(1, {best: "x"}, has_reference=True)
-    assert (got.id, got.text, got.rank) == (best, "x", 1)
-    assert got.prob == pytest.approx(float(own.softmax(-1)[best]))
-    assert got.rank_in_original == int((ref > ref[best]).sum()) + 1
-    assert token.generated(1, {best: "x"}, has_reference=False).rank_in_original is None
+def logits(member: Member) -> torch.Tensor:
+    return forward(IDS, member.weights)
+
+
+def test_logits_are_compared_at_the_scored_positions(members: list[Member]) -> None:
+    r = record(members)
+    ref, labels = logits(members[0])[:, FIRST:LAST], IDS[:, FIRST + 1 : LAST + 1]
+    for m, member in enumerate(members):
+        own = logits(member)[:, FIRST:LAST]
+        torch.testing.assert_close(torch.tensor(r["kl"][m]), metrics.kl_nats(ref, own), rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(torch.tensor(r["log_p"][m]), metrics.log_prob(own, labels), rtol=1e-5, atol=1e-5)
+        assert (torch.tensor(r["same_top"][m]) == metrics.top1_agree(ref, own)).float().mean() > 0.9  # slices may round a tie otherwise
+    assert r["kl"].shape == (3, 4, LAST - FIRST)
+
+
+def test_the_next_token_is_the_one_after_the_first_chunk(members: list[Member]) -> None:
+    r = record(members)
+    for m, member in enumerate(members):
+        own = logits(member)[0, -1]
+        row = dict(zip(NEXT_FIELDS, r["next"][m], strict=True))
+        assert row["id"] == int(own.argmax())
+        assert row["logit"] == pytest.approx(float(own.max()), rel=1e-5)
+        assert row["rank"] == 1
+        assert row["rank_in_original"] == int(metrics.rank(logits(members[0])[0, -1], own.argmax()))
+        assert row["prob"] == pytest.approx(float(own.softmax(-1).max()), rel=1e-4)
+    assert "next" not in record(members, slice(2, 4))
+
+
+def test_taps_are_measured_beside_the_originals(members: list[Member]) -> None:
+    r = record(members)
+    names = tap_list(members[0].weights.config)
+    for m, member in enumerate(members):
+        seen = [Recorder(), Recorder()]
+        forward(IDS, members[0].weights, seen[0])
+        forward(IDS, member.weights, seen[1])
+        for name in ("embd", "Qcur-1", "ffn_swiglu-0", "l_out-1", "result_norm"):
+            stats = TapStats.from_vector(r["taps"][m, names.index(name)])
+            ref, x = (s.taps[name].flatten() for s in seen)
+            assert stats.rms == pytest.approx(float(metrics.rms(x)), rel=1e-5)
+            assert stats.mean == pytest.approx(float(metrics.mean(x)), abs=1e-6)
+            if m:
+                assert stats.nmse == pytest.approx(float(metrics.nmse(ref, x)), rel=1e-3, abs=1e-12)
+    assert TapStats.from_vector(r["taps"][0, names.index("Qcur_normed-0")]).n == 0  # this architecture has none
+
+
+def test_the_last_position_only(members: list[Member]) -> None:
+    r = record(members, positions="last")
+    names, seen = tap_list(members[0].weights.config), Recorder()
+    forward(IDS, members[0].weights, seen)
+    stats = TapStats.from_vector(r["taps"][0, names.index("l_out-1")])
+    assert stats.rms == pytest.approx(float(metrics.rms(seen.taps["l_out-1"][:, -1].flatten())), rel=1e-5)
+    assert stats.abs_max_at[1] == IDS.shape[1] - 1
+
+
+def test_batches_join_to_the_whole(members: list[Member]) -> None:
+    whole = record(members)
+    joined = join_batches([record(members, slice(0, 2)), record(members, slice(2, 4))])
+    assert joined.keys() == whole.keys()
+    for key in ("kl", "log_p", "same_top", "next"):
+        np.testing.assert_allclose(joined[key], whole[key], rtol=1e-4, atol=1e-7)  # slices of the head cross chunks
+    np.testing.assert_allclose(joined["taps"], whole["taps"], rtol=1e-9, atol=1e-12)
+
+
+def test_groups_join_to_the_same_bits(members: list[Member]) -> None:
+    whole = record(members)
+    joined = join_groups([record(members[:2]), record([members[0], members[2]])], has_reference=True)
+    assert {k: v.tobytes() for k, v in joined.items()} == {k: v.tobytes() for k, v in whole.items()}
+    alone = record(members, has_reference=False)
+    joined = join_groups([record(members[:1], has_reference=False), record(members[1:], has_reference=False)], has_reference=False)
+    assert {k: v.tobytes() for k, v in joined.items()} == {k: v.tobytes() for k, v in alone.items()}
+
+
+def test_groups_with_different_originals_do_not_join(members: list[Member]) -> None:
+    other = record([members[1], members[2]])
+    with pytest.raises(ArithmeticError, match="original"):
+        join_groups([record(members[:2]), other], has_reference=True)
+
+
+def test_what_is_not_asked_for_is_not_there(members: list[Member]) -> None:
+    assert record(members, labelled=False).keys() == {"taps", "kl", "same_top", "next"}
+    assert record(members, has_reference=False).keys() == {"taps", "log_p", "next"}

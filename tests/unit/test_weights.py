@@ -77,14 +77,36 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path, monkeypatch: pytest.Monk
         return raw(name)
 
     monkeypatch.setattr(w.source, "raw", counted)
-    w.layer(1)
+    layer = w.layer(1)
+    assert not read  # a tensor is read when it is asked for
+    assert "attn_q.weight" in layer
+    assert "attn_q.bias" not in layer
+    assert not read
+    dict(layer)
     assert len(read) == 9
     assert {name.split(".")[1] for name in read} == {"1"}
-    w.layer(1)
+    dict(layer)
     assert len(read) == 18  # nothing is held
     kept = Weights(w.source, keep=True)
-    kept.layer(1), kept.layer(1)
+    dict(kept.layer(1)), dict(kept.layer(1))
     assert len(read) == 27
+
+
+def test_bands_are_rows_of_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = weights(tmp_path, dtype="Q8_0")
+    whole = w.get("output.weight")
+    monkeypatch.setattr(w, "get", None)  # a band does not decode the whole
+    assert torch.equal(w.band("output.weight", slice(100, 180)), whole[100:180])
+    assert torch.equal(w.top(slice(30, 31))["output.weight"], whole[30:31])
+
+
+def test_a_band_with_nan_is_named_by_its_row(tmp_path: Path) -> None:
+    table = np.ones((288, 64), np.float32)
+    table[200, 9] = np.nan
+    w = weights(tmp_path, edit={"output.weight": table})
+    w.band("output.weight", slice(0, 200))
+    with pytest.raises(NonFiniteError, match=r"output\.weight' holds nan at index \[200, 9\]"):
+        w.band("output.weight", slice(192, 208))
 
 
 def test_unused_tensors_are_reported(tmp_path: Path) -> None:
@@ -124,9 +146,9 @@ def test_non_finite_weight_is_named_with_its_index(bad: float, tmp_path: Path) -
     up = np.ones((96, 64), np.float32)
     up[17, 5] = up[90, 3] = bad
     w = weights(tmp_path, edit={"blk.1.ffn_up.weight": up})
-    w.layer(0)
+    dict(w.layer(0))
     with pytest.raises(NonFiniteError, match=rf"'blk\.1\.ffn_up\.weight' holds {bad} at index \[17, 5\] \(2 of 6,144"):
-        w.layer(1)
+        dict(w.layer(1))
 
 
 def test_non_finite_embedding_row(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""Records of the walks → the tables of a study.  Nothing is run here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantscope.logit_stats import all_pairs, logit_stats
+from quantscope.meters import NEXT_FIELDS, Record, join_batches, tap_list
+from quantscope.model.taps import EMBD
+from quantscope.results import (
+    STUDY_VERSION,
+    Generated,
+    LayerRow,
+    LogitStats,
+    ModelInfo,
+    NumericalFloor,
+    OpRow,
+    Paired,
+    PromptInfo,
+    Study,
+    TextInfo,
+    Variant,
+)
+from quantscope.stages import Job, Stage
+from quantscope.tap_stats import TapStats, op_row
+from quantscope.variants import Candidate, Lineup
+
+Floats = NDArray[np.float64]
+
+
+def assemble(job: Job, records: Mapping[str, Sequence[Record]], provenance: dict[str, Any]) -> Study:
+    """The study of these stages' records; growth, flags and findings are added by ``findings.complete``."""
+    joined = {name: join_batches(parts) for name, parts in records.items()}
+    walks = [(s, joined[s.name]) for s in job.stages if s.name != "floor"]
+    (first, table), (last, whole) = walks[0], walks[-1]  # the same one, unless there is a prompt and a text
+    tokens = generated(job, table["next"], has_reference=first.has_reference)
+    prompt, text = job.inputs.prompt, job.inputs.text
+    return Study(
+        version=STUDY_VERSION,
+        original=job.lineup.candidates[0].member.name if job.lineup.has_original else None,
+        variants=tuple(
+            _variant(c, layer_rows(first, table, m), (tokens[m],), stats_of(last, whole, m), op_rows(last, whole, m))
+            for m, c in enumerate(job.lineup.candidates)
+        ),
+        provenance=provenance,
+        model=_model_info(job.lineup),
+        prompt=prompt.info if prompt and isinstance(prompt.info, PromptInfo) else None,
+        text=text_info(text.info, whole) if text and isinstance(text.info, TextInfo) else None,
+        notes=job.lineup.notes + (job.inputs.tokenizer.notes if job.inputs.tokenizer else ()),
+        plan=last.plan,
+        floor=floor(joined["floor"]) if "floor" in joined else None,
+        paired=paired(last, whole),
+    )
+
+
+def layer_rows(stage: Stage, record: Record, member: int) -> tuple[LayerRow, ...]:
+    """The layer table of one variant; with the errors where it is compared with an original."""
+    config = stage.members[0].weights.config
+    at = dict(zip(tap_list(config), map(TapStats.from_vector, record["taps"][member]), strict=True))
+    compared = _compared(stage, member)
+    rows = []
+    for i in range(config.n_layer):
+        out, act, before = at[f"l_out-{i}"], at[f"ffn_swiglu-{i}"], at[f"l_out-{i - 1}" if i else EMBD]
+        row = LayerRow(i, before.rms, out.rms, out.mean, swiglu_rms=act.rms, swiglu_mean=act.mean)
+        rows.append(replace(row, nmse=out.nmse, sqnr_db=out.sqnr_db, cos_sim=out.cos_sim) if compared else row)
+    return tuple(rows)
+
+
+def op_rows(stage: Stage, record: Record, member: int) -> tuple[OpRow, ...]:
+    """Every tap of one variant over the whole input; taps the architecture lacks have no row."""
+    rows = []
+    for name, vector in zip(tap_list(stage.members[0].weights.config), record["taps"][member], strict=True):
+        tap, dash, number = name.rpartition("-")
+        if TapStats.from_vector(vector).n:
+            rows.append(op_row(tap if dash else name, int(number) if dash else None, vector, compared=_compared(stage, member)))
+    return tuple(rows)
+
+
+def generated(job: Job, rows: Floats, *, has_reference: bool) -> list[Generated]:
+    """The greedy token of each variant, from NEXT_FIELDS."""
+    out = []
+    for row in rows:
+        f = dict(zip(NEXT_FIELDS, row.tolist(), strict=True))
+        i = int(f["id"])
+        text = job.inputs.tokenizer.piece(i) if job.inputs.tokenizer else ""
+        out.append(Generated(text, i, f["logit"], int(f["rank"]), int(f["rank_in_original"]) if has_reference else None, f["prob"]))
+    return out
+
+
+def stats_of(stage: Stage, record: Record, member: int) -> LogitStats:
+    """Logits of one variant beside the original's: [C,P] of each quantity."""
+    compared, log_p = _compared(stage, member), record.get("log_p")
+    n_chunks = record["kl" if "kl" in record else "log_p"].shape[1] if "kl" in record or log_p is not None else len(stage.ids)
+    return logit_stats(
+        kl=record["kl"][member] if compared else None,
+        same_top=record["same_top"][member] if compared else None,
+        log_p=None if log_p is None else log_p[member],
+        ref_log_p=log_p[0] if log_p is not None and compared else None,
+        n_positions=n_chunks * (stage.last - stage.first),
+    )
+
+
+def paired(stage: Stage, record: Record) -> tuple[Paired, ...]:
+    """Every two variants, position by position; nothing without an original."""
+    return all_pairs([m.name for m in stage.members[1:]], list(record["kl"][1:])) if stage.has_reference else ()
+
+
+def text_info(given: TextInfo, record: Record) -> TextInfo:
+    """The text as far as it was run: a study may stop early."""
+    n_chunks, n_scored = record["log_p"].shape[1:]
+    return replace(given, n_chunks=n_chunks, n_scored=n_chunks * n_scored, n_chunks_given=given.n_chunks)
+
+
+def floor(record: Record) -> NumericalFloor:
+    kl = record["kl"][1]
+    return NumericalFloor(float(kl.mean()), float(kl.max()), kl.size)
+
+
+def _compared(stage: Stage, member: int) -> bool:
+    return stage.has_reference and member > 0
+
+
+def _variant(
+    c: Candidate, layers: tuple[LayerRow, ...], tokens: tuple[Generated, ...], logits: LogitStats, ops: tuple[OpRow, ...]
+) -> Variant:
+    types = {name: t.name for name, t in c.types.items()}
+    return Variant(c.member.name, types, c.file_bytes, c.bpw, tokens, layers, logits, c.path, ops=ops)
+
+
+def _model_info(lineup: Lineup) -> ModelInfo:
+    w, c = lineup.first, lineup.first.config
+    n_params = sum(w.stored(name).n_elements for name in lineup.candidates[0].types)
+    return ModelInfo(lineup.candidates[0].member.name, c.arch, c.n_layer, c.n_embd, c.n_vocab, n_params)

@@ -1,0 +1,139 @@
+"""A stage of a study: one input (a prompt, a text), cut into batches that walk through all variants and leave a record each.
+
+    Stage  →  run_batch(stage, 0), run_batch(stage, 1) …  →  join_batches
+
+A batch depends on nothing but its stage and number, so that batches can be stored, resumed and computed elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from quantscope.inputs import Input, Inputs, read_inputs
+from quantscope.lockstep import Member, walk
+from quantscope.meters import BatchMeter, Record, tap_list
+from quantscope.plan import make_plan, slices
+from quantscope.qtypes import QuantType
+from quantscope.results import PlanInfo, StudyOptions
+from quantscope.variants import Lineup, line_up
+
+FLOOR_TOKENS = 64  # enough to see the size of rounding, and a float64 run of a large model takes seconds
+
+
+@dataclass(frozen=True)
+class Stage:
+    """ids [C,T] through the members, the first of which is the original if ``has_reference``; positions first … last − 1 are scored."""
+
+    name: str
+    ids: Tensor
+    first: int
+    last: int
+    labelled: bool
+    members: tuple[Member, ...]
+    has_reference: bool
+    plan: PlanInfo
+    positions: Literal["all", "last"] = "all"
+    device: str = "cpu"
+
+    @property
+    def n_batches(self) -> int:
+        return self.plan.n_batches
+
+    @property
+    def n_steps(self) -> int:
+        """Per batch: the embedding, the layers, the head."""
+        return self.members[0].weights.config.n_layer + 2
+
+    def batch(self, index: int) -> Tensor:
+        n = self.plan.chunks_per_batch
+        return self.ids[index * n : (index + 1) * n]
+
+    def of_members(self, numbers: Sequence[int]) -> Stage:
+        """The same stage for some of the members; the original stays the first."""
+        return replace(self, members=tuple(self.members[m] for m in numbers))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A study before it runs: who takes part, on what, and in which stages."""
+
+    lineup: Lineup
+    inputs: Inputs
+    stages: tuple[Stage, ...]
+
+    def stage(self, name: str) -> Stage:
+        return next(s for s in self.stages if s.name == name)
+
+
+def prepare(options: StudyOptions) -> Job:
+    """Open, tokenize and plan; raises QuantscopeErrors for models, prompts, texts and options that cannot be used.
+
+    The text comes last: it is the long one, and what the prompt gives is stored before it begins.
+    """
+    lineup = line_up(options)
+    inputs = read_inputs(options, lineup.first.source, lineup.first.config)
+    given = [i for i in (inputs.prompt, inputs.text) if i is not None]
+    stages = [input_stage(i, lineup, options) for i in given]
+    if lineup.has_original and options.dtype == "float32":
+        stages.insert(0, floor_stage(given[-1], lineup, options))
+    return Job(lineup, inputs, tuple(stages))
+
+
+def input_stage(given: Input, lineup: Lineup, options: StudyOptions) -> Stage:
+    """The stage of a prompt or a text.  Raises UsageError when the memory bound is too small for it."""
+    plan = _plan(given.ids, given.last - given.first, lineup, [dict(c.types) for c in lineup.candidates], options)
+    return Stage(
+        given.name,
+        given.ids,
+        given.first,
+        given.last,
+        given.labelled,
+        tuple(lineup.members),
+        lineup.has_original,
+        plan,
+        options.positions,
+        options.device,
+    )
+
+
+def floor_stage(given: Input, lineup: Lineup, options: StudyOptions) -> Stage:
+    """The original in float64 and in float32 on the first tokens of the input: what rounding alone does to the logits."""
+    original = lineup.members[0]
+    ids = given.ids[:1, :FLOOR_TOKENS]
+    plan = _plan(ids, ids.shape[1], lineup, [dict(lineup.candidates[0].types)] * 2, options, bytes_per_value=8)
+    pair = replace(original, name="float64", dtype=torch.float64), replace(original, name="float32", dtype=torch.float32)
+    return Stage("floor", ids, 0, ids.shape[1], False, pair, True, plan, device=options.device)
+
+
+def _plan(ids: Tensor, n_scored: int, lineup: Lineup, types: list[dict[str, QuantType]], options: StudyOptions, **sizes: int) -> PlanInfo:
+    w, stored = lineup.first, lineup.candidates[0].types
+    if options.dtype == "float64":
+        sizes["bytes_per_value"] = 8
+    shapes = {name: w.shape(name) for name in stored}
+    n_chunks, n_ctx = ids.shape
+    return make_plan(
+        w.config, shapes, stored, types, n_chunks=n_chunks, n_ctx=n_ctx, n_scored=n_scored, memory=options.memory_bytes, **sizes
+    )
+
+
+def run_batch(stage: Stage, index: int, step: Callable[[int], None] = lambda n: None) -> Record:
+    """Walk one batch and return its record.  step: called with the number of steps done, n_steps in all."""
+    ids, members = stage.batch(index), stage.members
+    meter = BatchMeter(
+        ids,
+        tap_list(members[0].weights.config),
+        len(members),
+        chunk0=index * stage.plan.chunks_per_batch,
+        first=stage.first,
+        last=stage.last,
+        has_reference=stage.has_reference,
+        labelled=stage.labelled,
+        positions=stage.positions,
+    )
+    walk(ids, members, meter, has_reference=stage.has_reference, slices=slices(stage.plan), first=stage.first, step=step)
+    return meter.record()
