@@ -6,16 +6,12 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from quantscope.wording import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from quantscope.results import Progress
 
 WIDEST = 120  # [columns] longer lines are hard to read, however wide the terminal is
 PIPED = 100  # [columns] when the output is no terminal
@@ -36,24 +32,3 @@ def console(stream: TextIO) -> Console:
 
     columns = shutil.get_terminal_size((PIPED, 24)).columns if stream.isatty() or "COLUMNS" in os.environ else PIPED
     return Console(file=stream, width=max(60, min(columns, WIDEST)), highlight=False)
-
-
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A callback that draws one bar per stage on stderr; draws nothing when stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda stage, done, total: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=console(sys.stderr), transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield show

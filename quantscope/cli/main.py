@@ -70,7 +70,9 @@ def main(arguments: Sequence[str]) -> int:
         complain(UsageError.__name__, _usage(e))
         return UsageError.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        complain("Interrupted", "nothing was written.")
+        complain(
+            "Interrupted", "no report was written. A study of a text keeps its finished batches: give the same command again to go on."
+        )
         return INTERRUPTED
     except (BrokenPipeError, SystemExit):  # into which typer turns a closed pipe, and nothing else here
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again when it flushes at exit

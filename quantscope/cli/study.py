@@ -25,6 +25,11 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+class Scoring(str, Enum):
+    llama_cpp = "llama.cpp"
+    all = "all"
+
+
 class Dtype(str, Enum):
     float32 = "float32"
     float64 = "float64"
@@ -46,7 +51,22 @@ Chunks = Annotated[int | None, typer.Option(metavar="N", help="Use only the firs
 PositionsOption = Annotated[Positions, typer.Option(help="Positions that the layer statistics cover.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Arithmetic of the reference forward.")]
-Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Where report.md and study.json go.  [default: quantscope-MODEL]")]
+ScoringOption = Annotated[
+    Scoring, typer.Option(help="Scored positions of the text: the second half of each chunk, as llama-perplexity does, or all.")
+]
+UntilCi = Annotated[
+    str | None,
+    typer.Option(metavar="PERCENT", help="Stop when every mean KL is known to this part of itself, as in 5%.", show_default=False),
+]
+Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Bound of the memory in use, as in 800M or 4G.  [default: 4G]")]
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help='Compute on a Ray cluster: its address, or "local" to start one here.', show_default=False),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where report.md, study.json and the finished batches go.  [default: quantscope-MODEL]"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the content of study.json on stdout, the report on stderr.")]
 
 
@@ -59,9 +79,13 @@ def study(
     text: Text = None,
     ctx: Ctx = None,
     chunks: Chunks = None,
+    scoring: ScoringOption = Scoring.llama_cpp,
+    until_ci: UntilCi = None,
     positions: PositionsOption = Positions.all,
+    memory: Memory = None,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = Dtype.float32,
+    ray: Ray = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -69,10 +93,12 @@ def study(
 
     One MODEL: it is the original, and the variants are quantized from it in memory (--types).  Several MODELs, or one and --ref: each
     file is a variant as it is.
+
+    With --text, finished batches are kept in DIR: a study that was interrupted goes on where it was when the same command is given again.
     """
     from quantscope.results import StudyOptions
 
-    _check(models, types, ref, prompt, tokens, text, ctx, chunks)
+    _check(models, types, ref, prompt, tokens, text, {"--ctx": ctx, "--chunks": chunks, "--until-ci": until_ci, "--ray": ray})
     options = StudyOptions(
         models=tuple(models),
         types=_types(types, alone=len(models) == 1 and ref is None),
@@ -83,16 +109,25 @@ def study(
         n_ctx=ctx or StudyOptions.n_ctx,
         n_chunks=chunks,
         positions=positions.value,
+        scoring=scoring.value,
+        until_ci=None if until_ci is None else parse_share(until_ci),
+        memory_bytes=StudyOptions.memory_bytes if memory is None else parse_memory(memory),
         device=device.value,
         dtype=dtype.value,
+        ray=ray,
     )
-    study_and_show(options, out or default_folder(models[0]), json)
+    study_and_show(options, out or default_folder(models[0]), json, keep=out is not None)
 
 
-def study_and_show(options: StudyOptions, out: Path, json: bool) -> None:
-    """Run a study, print it, and write report.md and study.json."""
-    from quantscope.cli.console import console, progress_bar
+def study_and_show(options: StudyOptions, out: Path, json: bool, *, keep: bool = False) -> None:
+    """Run a study, print it, and write report.md and study.json.
+
+    keep: the folder was chosen by the user, so another study in it is an error; in a folder of our own choosing a finished one makes room,
+    as it always does for the reports.
+    """
+    from quantscope.cli.console import console
     from quantscope.cli.output import check_folder, write_files
+    from quantscope.cli.progress import watching
     from quantscope.report.markdown import markdown
     from quantscope.report.study_json import dump
     from quantscope.report.text import render
@@ -101,8 +136,8 @@ def study_and_show(options: StudyOptions, out: Path, json: bool) -> None:
     from quantscope.study import run_study  # after the checks that need no torch
 
     _check_device(options.device)
-    with progress_bar() as progress:
-        done = run_study(options, progress)
+    with watching() as monitor:
+        done = run_study(options, monitor, out if options.text else None, replace_finished=not keep)
     document = dump(done)
     written = write_files(out, {"report.md": markdown(done), "study.json": document})
     human = console(sys.stderr if json else sys.stdout)
@@ -136,8 +171,7 @@ def _check(
     prompt: str | None,
     tokens: str | None,
     text: Path | None,
-    ctx: int | None,
-    chunks: int | None,
+    of_a_text: dict[str, int | str | None],
 ) -> None:
     """UsageError for options that contradict each other."""
     if prompt is not None and tokens is not None:
@@ -152,10 +186,10 @@ def _check(
             "--types quantizes MODEL itself, which is then the original, so --ref has no place beside it. Leave out --ref, or leave "
             "out --types to compare the files as they are."
         )
-    for name, value in (("--ctx", ctx), ("--chunks", chunks)):
+    for name, value in of_a_text.items():
         if value is not None and text is None:
-            raise UsageError(f"{name} cuts a text into chunks, but there is no text. Add --text FILE, or leave {name} out.")
-        if value is not None and value < 1:
+            raise UsageError(f"{name} is about the chunks of a text, but there is no text. Add --text FILE, or leave {name} out.")
+        if isinstance(value, int) and value < 1:
             raise UsageError(f"{name} {value}: expected at least 1. Leave it out for the default.")
 
 
@@ -177,3 +211,29 @@ def parse_ids(given: str) -> tuple[int, ...]:
         if not (part.isascii() and part.isdigit()):
             raise UsageError(f"--tokens: {part!r} is no token id, expected numbers ≥ 0 with commas between, as in --tokens 1,403,407.")
     return tuple(int(part) for part in parts)
+
+
+def parse_share(given: str) -> float:
+    """``5%`` or ``0.05`` → 0.05.  Raises UsageError."""
+    number = given.strip()
+    try:
+        share = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
+        if not 0 < share < 1:
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"--until-ci {given!r}: expected a part of the mean, as in --until-ci 5%.") from None
+    return share
+
+
+def parse_memory(given: str) -> int:
+    """``4G``, ``500M``, ``1.5GiB`` → bytes; without a unit, bytes.  Raises UsageError."""
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+    lowered = given.strip().lower().removesuffix("b")
+    number = lowered.rstrip("kmgti")
+    try:
+        value = float(number) * units[lowered[len(number) :]]
+        if not 0 < value < 2**62:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise UsageError(f"--memory {given!r} is no amount of memory, expected a number and a unit, as in --memory 4G or 800M.") from None
+    return int(value)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 
 from quantscope import metrics
-from quantscope.findings import layers, logits, tokens
+from quantscope.findings import layers, logits, ops, tokens
 from quantscope.results import Finding, Flag, LayerRow, Study, Variant
 from quantscope.wording import printable
 
@@ -27,11 +27,15 @@ RULES: tuple[Rule, ...] = (
     tokens.generated,
     tokens.smallest_that_keeps,
     logits.kl_order,
+    logits.pairs,
+    logits.floor,
     logits.perplexity,
     layers.error_growth,
     layers.growth_of_rms,
     layers.drift_of_mean,
     layers.standing_out,
+    ops.weakest,
+    ops.massive,
     tokens.agreement,
     tokens.same_weights,
     tokens.limits,

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from itertools import pairwise
 
-from quantscope.results import Finding, LogitStats, Study, Variant
-from quantscope.wording import count, fixed, listed, sig
+from quantscope.results import Finding, LogitStats, Paired, Study, Variant
+from quantscope.wording import count, fixed, listed, sci, sig
 
 FEW_POSITIONS = 100
+FLOOR_TIMES = 10.0  # a KL divergence within this multiple of the numerical floor may be rounding
 
 
 def kl_order(study: Study) -> Finding | None:
-    """Variants from closest to farthest, whether their sizes order them the same way, and which are not told apart."""
+    """Variants from closest to farthest, and whether their sizes order them the same way."""
     measured = [(v, v.logits) for v in study.quantized if v.logits and v.logits.kl_nats is not None]
     if not measured:
         return None
     measured.sort(key=lambda pair: _kl(pair[1]))
     n = measured[0][1].n_positions
     text = f"KL divergence from {study.original}: {_chain(measured)} nats, the mean of {count(n, 'position')}."
-    text += _size_order([v for v, _ in measured]) + _ties(measured) + _agreement(measured)
+    text += _size_order([v for v, _ in measured]) + _agreement(measured)
     if n < FEW_POSITIONS:
         text += f" {count(n, 'position')} {'is' if n == 1 else 'are'} few: give a text with --text for figures to rely on."
     evidence = {v.name: {"kl_nats": s.kl_nats, "kl_nats_se": s.kl_nats_se, "top1_agree": s.top1_agree} for v, s in measured}
@@ -50,21 +51,45 @@ def _chain(measured: list[tuple[Variant, LogitStats]]) -> str:
     return text
 
 
-def _ties(measured: list[tuple[Variant, LogitStats]]) -> str:
-    """Neighbours whose difference is under two standard errors; taken as independent, which overstates the error of paired runs."""
-    pairs = [(a, b, s, t) for (a, s), (b, t) in pairwise(measured) if _kl(s) != _kl(t)]
-    close = [f"{a.name} and {b.name}" for a, b, s, t in pairs if _within_error(s, t)]
-    if not close:
-        return ""
-    if len(close) == len(pairs) > 1:
-        return " No neighbours in this order differ by two standard errors: it is not settled."
-    return f" Within two standard errors of each other, so their order is not settled: {'; '.join(close)}."
+def pairs(study: Study) -> Finding | None:
+    """Which neighbours in the order by KL are told apart, each pair judged on the same positions."""
+    compared = study.neighbours()
+    if not compared or not study.text:
+        return None
+    settled = [f"{p.b} is better than {p.a} by {sig(p.mean_nats)} ({_interval(p)})" for p in compared if p.better]
+    open_ones = [f"{p.b} and {p.a} ({_interval(p)})" for p in compared if not p.better]
+    first = compared[0]
+    what = f"95 % intervals of the mean difference of KL [nats], over {count(first.n_units, first.unit)}"
+    text = f"On the same positions ({what}): " + "; ".join(settled)
+    if open_ones:
+        text += f"{'; n' if settled else 'n'}ot told apart: {', '.join(open_ones)}, whose order may be chance: more --chunks would tell"
+    return Finding("paired", text + ".", {f"{p.b} < {p.a}": dataclasses.asdict(p) for p in compared})
 
 
-def _within_error(s: LogitStats, t: LogitStats) -> bool:
-    if s.kl_nats_se is None or t.kl_nats_se is None:
-        return False
-    return not abs(_kl(t) - _kl(s)) > 2 * math.hypot(s.kl_nats_se, t.kl_nats_se)
+def _interval(p: Paired) -> str:
+    return f"{sig(p.low_nats)} to {sig(p.high_nats)}"
+
+
+def floor(study: Study) -> Finding | None:
+    """How far the divergences are above what float32 rounding makes by itself."""
+    known = {v.name: v.logits.kl_nats for v in study.quantized if v.logits and v.logits.kl_nats is not None}
+    if study.floor is None or not known:
+        return None
+    within = [name for name, kl in known.items() if not kl > FLOOR_TIMES * study.floor.kl_nats]
+    text = f"Float32 rounding alone makes a KL divergence of {sci(study.floor.kl_nats, 2)} nats"
+    if within:
+        text += (
+            f"; {listed(within)} {'is' if len(within) == 1 else 'are'} within {FLOOR_TIMES:.0f} times that: no difference is shown there."
+        )
+    else:
+        name, smallest = min(known.items(), key=lambda item: item[1])
+        text += f": the smallest one measured, {name} {sig(smallest)}, is {quantity_of(smallest / study.floor.kl_nats)} times as large."
+    return Finding("numerical-floor", text, dataclasses.asdict(study.floor))
+
+
+def quantity_of(times: float) -> str:
+    """A large multiple in two digits: ``12``, ``3,400``, ``1.2e9``; ``∞`` times nothing."""
+    return sig(times, 2) if not 100 <= times < 1e6 else f"{float(f'{times:.1e}'):,.0f}"
 
 
 def _agreement(measured: list[tuple[Variant, LogitStats]]) -> str:

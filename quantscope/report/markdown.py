@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from quantscope.report.tables import Table, header, sections
+from quantscope.report.table import Table
+from quantscope.report.tables import header, sections
 from quantscope.results import Study
 from quantscope.wording import printable
 

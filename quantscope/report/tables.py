@@ -2,49 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from quantscope.results import Flag, Generated, LayerRow, LogitStats, Study, Variant
-from quantscope.wording import MISSING, count, fixed, listed, mean, percent, printable, quantity, quoted, sci, sig, size, times
+from quantscope.report.logit_tables import logits, paired
+from quantscope.report.op_tables import operations, outliers
+from quantscope.report.table import DIFFERS, FLAG, Section, Table, label
+from quantscope.results import Flag, Generated, LayerRow, Study, Variant
+from quantscope.wording import MISSING, count, fixed, mean, percent, printable, quantity, quoted, sci, sig, size, times
 
-FLAG = "⚠"
-DIFFERS = "≠"
 MOST_IMPORTANT = 6  # layers with flagged cells that a sample of the layers must contain
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of ready strings.  ``layers`` gives the layer of each row when rows are layers; ``important`` ones must be shown."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    caption: str = ""
-    footnotes: tuple[str, ...] = ()
-    layers: tuple[int, ...] = ()
-    important: frozenset[int] = frozenset()
-    text_columns: frozenset[int] = frozenset({0})  # left-aligned; all others hold numbers
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, a line for the newcomer, and tables."""
-
-    title: str
-    explanation: str
-    tables: tuple[Table, ...]
 
 
 def sections(study: Study) -> list[Section]:
     """Every table for which the study has numbers."""
-    made = [generated(study), layer_outputs(study), swiglu(study), errors(study), logits(study), sizes(study)]
+    made = [generated(study), layer_outputs(study), swiglu(study), errors(study), logits(study), paired(study)]
+    made += [operations(study), outliers(study), sizes(study)]
     return [s for s in made if s.tables]
 
 
 def header(study: Study) -> list[str]:
     """What was studied, one line each."""
-    return [line for line in (_model_line(study), _prompt_line(study), _text_line(study)) if line]
+    lines = _model_line(study), _prompt_line(study), _text_line(study), _plan_line(study), _floor_line(study)
+    return [line for line in lines if line]
 
 
 def _model_line(study: Study) -> str:
@@ -72,16 +51,29 @@ def _text_line(study: Study) -> str:
     if t is None:
         return ""
     chunks = f"{count(t.n_chunks, 'chunk')} of {t.n_ctx:,}"
-    return f"Text {printable(t.path)}: {t.n_tokens:,} tokens, {chunks}, {count(t.n_scored, 'position')} scored"
+    if t.n_chunks_given is not None and t.n_chunks < t.n_chunks_given:
+        chunks += f" (of {t.n_chunks_given:,}: stopped early, every mean KL being known well enough)"
+    where = "the second half of each chunk, as in llama-perplexity" if t.scoring == "llama.cpp" else "all but the last of each chunk"
+    return f"Text {printable(t.path)}: {t.n_tokens:,} tokens, {chunks}, {count(t.n_scored, 'position')} scored: {where}"
+
+
+def _plan_line(study: Study) -> str:
+    t = study.text
+    return f"Plan: {study.plan.sentence(t.n_ctx)}" if study.plan and t else ""
+
+
+def _floor_line(study: Study) -> str:
+    f = study.floor
+    if f is None:
+        return ""
+    return (
+        f"Numerical floor: float32 rounding alone makes a KL divergence of {sci(f.kl_nats, 2)} nats on average, {sci(f.kl_nats_max, 2)} at "
+        f"most ({count(f.n_positions, 'position')}, against float64); nothing below means anything"
+    )
 
 
 def _cut(text: str, n: int) -> str:
     return text if len(text) <= n else text[: n - 1] + "…"
-
-
-def label(study: Study, variant: Variant) -> str:
-    """The variant's name in a table; the original is marked."""
-    return printable(variant.name) + (" (original)" if variant.name == study.original else "")
 
 
 # ---- Tokens -------------------------------------------------------------------------------------------------------------
@@ -199,42 +191,7 @@ def _tables(*tables: Table | None) -> tuple[Table, ...]:
     return tuple(t for t in tables if t is not None)
 
 
-# ---- Logits and sizes ---------------------------------------------------------------------------------------------------
-
-
-def logits(study: Study) -> Section:
-    """KL divergence ± standard error, top-1 agreement, and perplexity when a text was given; columns without a number are left out."""
-    shown = [(v, v.logits) for v in study.variants if v.logits]
-    columns = [c for c in _LOGIT_COLUMNS if any(c[1](s) != MISSING for _, s in shown)]
-    rows = tuple((label(study, v), *(show(s) for _, show in columns)) for v, s in shown)
-    compared = bool(columns) and len(rows) > 0
-    n = listed(f"{i:,}" for i in sorted({s.n_positions for _, s in shown}))
-    return Section(
-        "Logits",
-        f"Over {n} positions, ± standard error. KL divergence of the next-token distribution from the original's: 0 = the same.",
-        (Table(("variant", *(name for name, _ in columns)), rows),) if compared else (),
-    )
-
-
-def _with_error(value: str, error: str) -> str:
-    return value if value == MISSING or error in (MISSING, "NaN") else f"{value} ± {error}"
-
-
-def _ppl_change(s: LogitStats) -> str:
-    """Change of perplexity against the original, exp(ln ratio) − 1."""
-    if s.ln_ppl_ratio is None:
-        return MISSING
-    return f"{'+' if s.ln_ppl_ratio >= 0 else ''}{fixed(100 * math.expm1(s.ln_ppl_ratio), 2)}%"
-
-
-_LOGIT_COLUMNS: tuple[tuple[str, Callable[[LogitStats], str]], ...] = (
-    ("KL [nats]", lambda s: _with_error(sig(s.kl_nats), sig(s.kl_nats_se, 2))),
-    ("largest KL", lambda s: sig(s.kl_nats_max)),
-    ("same top token", lambda s: MISSING if s.top1_agree is None else f"{fixed(100 * s.top1_agree, 2)}%"),
-    ("RMS Δp", lambda s: percent(s.rms_dp, 3)),
-    ("perplexity", lambda s: _with_error(fixed(s.ppl, 3), fixed(s.ppl_se, 3))),
-    ("change", _ppl_change),
-)
+# ---- Sizes --------------------------------------------------------------------------------------------------------------
 
 
 def sizes(study: Study) -> Section:

@@ -12,7 +12,8 @@ from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from quantscope.report.tables import DIFFERS, FLAG, Table, header, sections
+from quantscope.report.table import DIFFERS, FLAG, Table
+from quantscope.report.tables import header, sections
 from quantscope.results import Study
 from quantscope.wording import printable
 

@@ -16,11 +16,13 @@ from quantscope import __version__
 from quantscope.cli.main import main
 from quantscope.cli.output import write_files
 from quantscope.errors import PromptError, UsageError
-from quantscope.results import DEFAULT_TYPES, Progress, Study, StudyOptions
+from quantscope.monitor import Monitor
+from quantscope.results import DEFAULT_TYPES, Study, StudyOptions
 from tests.unit import studies
 
 Capture = pytest.CaptureFixture[str]
-Fake = Callable[[Callable[[StudyOptions, Progress], Study]], list[StudyOptions]]
+Run = Callable[[StudyOptions, Monitor], Study]
+Fake = Callable[[Run], list[StudyOptions]]
 
 
 @pytest.fixture
@@ -29,10 +31,11 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     monkeypatch.chdir(tmp_path)
     calls: list[StudyOptions] = []
 
-    def install(run: Callable[[StudyOptions, Progress], Study]) -> list[StudyOptions]:
-        def recording(options: StudyOptions, progress: Progress) -> Study:
+    def install(run: Run) -> list[StudyOptions]:
+        def recording(options: StudyOptions, monitor: Monitor, folder: Path | None, *, replace_finished: bool) -> Study:
+            assert (folder is not None) == (options.text is not None)
             calls.append(options)
-            return run(options, progress)
+            return run(options, monitor)
 
         monkeypatch.setattr("torch.cuda.is_available", lambda: True)
         monkeypatch.setitem(sys.modules, "quantscope.study", SimpleNamespace(run_study=recording))
@@ -41,8 +44,10 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     return install
 
 
-def good(options: StudyOptions, progress: Progress) -> Study:
-    progress("layers", 1, 2)
+def good(options: StudyOptions, monitor: Monitor) -> Study:
+    monitor.note("Plan: one batch.")
+    monitor.begin("text", 2, 100)
+    monitor.step("text", 1, "layer 1/1")
     return studies.study()
 
 
@@ -61,7 +66,8 @@ class TestHelp:
     def test_study_names_every_option_of_the_design(self, capsys: Capture) -> None:
         assert main(["study", "--help"]) == 0
         text = capsys.readouterr().out
-        options = "--types --ref --prompt --tokens --text --ctx --chunks --positions --device --dtype --out --json"
+        options = "--types --ref --prompt --tokens --text --ctx --chunks --scoring --until-ci --positions --memory --device --dtype --ray"
+        options += " --out --json"
         assert [o for o in options.split() if f"  {o} " not in text] == []
 
     def test_version(self, capsys: Capture) -> None:
@@ -95,11 +101,34 @@ class TestStudyOptions:
     def test_all_options(self, fake: Fake) -> None:
         options = self.parsed(
             fake, "m.gguf", "--types", "q4_0, Q8_0,", "--tokens", "1, 403 ,407", "--text", "t.txt", "--ctx", "64", "--chunks", "3",
-            "--positions", "last", "--device", "cuda", "--dtype", "float64",
+            "--positions", "last", "--device", "cuda", "--dtype", "float64", "--scoring", "all", "--until-ci", "5%", "--memory", "1.5G",
+            "--ray", "local",
         )  # fmt: skip
         assert options == StudyOptions(
-            ("m.gguf",), ("q4_0", "Q8_0"), None, None, (1, 403, 407), Path("t.txt"), 64, 3, "last", "cuda", "float64"
+            models=("m.gguf",),
+            types=("q4_0", "Q8_0"),
+            tokens=(1, 403, 407),
+            text=Path("t.txt"),
+            n_ctx=64,
+            n_chunks=3,
+            positions="last",
+            scoring="all",
+            until_ci=0.05,
+            memory_bytes=1_500_000_000,
+            device="cuda",
+            dtype="float64",
+            ray="local",
         )
+
+    @pytest.mark.parametrize(
+        ("given", "n_bytes"), [("4G", 4 * 10**9), ("800M", 8 * 10**8), ("1.5GiB", 3 << 29), ("2gb", 2 * 10**9), ("123456", 123456)]
+    )
+    def test_amounts_of_memory(self, given: str, n_bytes: int, fake: Fake) -> None:
+        assert self.parsed(fake, "m.gguf", "--memory", given).memory_bytes == n_bytes
+
+    @pytest.mark.parametrize(("given", "share"), [("5%", 0.05), ("0.05", 0.05), (" 12.5 %", 0.125)])
+    def test_shares(self, given: str, share: float, fake: Fake) -> None:
+        assert self.parsed(fake, "m.gguf", "--text", "t.txt", "--until-ci", given).until_ci == share
 
     def test_an_empty_prompt_is_passed_on_as_empty(self, fake: Fake) -> None:
         assert self.parsed(fake, "m.gguf", "--prompt", "").prompt == ""
@@ -160,8 +189,8 @@ class TestOutput:
 
 
 class TestExitCodes:
-    def failing(self, error: BaseException) -> Callable[[StudyOptions, Progress], Study]:
-        def run(options: StudyOptions, progress: Progress) -> Study:
+    def failing(self, error: BaseException) -> Run:
+        def run(options: StudyOptions, monitor: Monitor) -> Study:
             raise error
 
         return run
@@ -206,6 +235,15 @@ class TestExitCodes:
             (["study", "m", "--ref", "n", "--types", "Q4_0"], "Leave out --ref"),
             (["study", "m", "--ctx", "64"], "Add --text FILE"),
             (["study", "m", "--chunks", "4"], "Add --text FILE"),
+            (["study", "m", "--until-ci", "5%"], "Add --text FILE"),
+            (["study", "m", "--ray", "local"], "Add --text FILE"),
+            (["study", "m", "--text", "t", "--until-ci", "x"], "--until-ci 'x': expected a part of the mean"),
+            (["study", "m", "--text", "t", "--until-ci", "0%"], "expected a part of the mean"),
+            (["study", "m", "--text", "t", "--until-ci", "nan"], "expected a part of the mean"),
+            (["study", "m", "--memory", "lots"], "--memory 'lots' is no amount of memory"),
+            (["study", "m", "--memory", "-4G"], "is no amount of memory"),
+            (["study", "m", "--memory", "nan"], "is no amount of memory"),
+            (["study", "m", "--scoring", "some"], "'some'"),
             (["study", "m", "--text", "t", "--chunks", "0"], "--chunks 0: expected at least 1"),
             (["study", "m", "--types", ","], "names no type"),
             (["study", "m", "--tokens", "1,x"], "'x' is no token id"),

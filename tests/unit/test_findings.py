@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quantscope.findings import complete, findings
-from quantscope.results import Generated, LayerRow, Study, Variant
+from quantscope.results import Generated, LayerRow, NumericalFloor, Paired, Study, Variant
 from tests.unit import studies
 
 
@@ -226,29 +226,42 @@ class TestLogits:
         text = text_of(studies.study(), "kl-order")
         assert "Q8_0 0.000400 < Q6_K 0.00180 < Q5_K_M 0.00710 < Q4_K_M 0.0310 < Q4_0 0.0720 nats" in text
         assert "also the order of the sizes" in text
-        assert "not settled" not in text
 
     def test_smaller_and_closer_is_told(self) -> None:
         text = text_of(changed(studies.study(), "Q4_K_M", file_bytes=6_000_000), "kl-order")
         assert "Q5_K_M is smaller and yet closer than Q4_K_M" in text
 
-    def test_ties_are_told(self) -> None:
-        stats = studies.study().variant("Q6_K").logits
-        assert stats is not None
-        study = changed(studies.study(), "Q6_K", logits=dataclasses.replace(stats, kl_nats=0.0072))
-        assert "their order is not settled: Q5_K_M and Q6_K." in text_of(study, "kl-order")
+    def test_pairs_are_told_apart_by_their_interval(self) -> None:
+        text = text_of(studies.long_study(), "paired")
+        assert text.startswith(
+            "On the same positions (95 % intervals of the mean difference of KL [nats], over 5 chunks): Q8_0 is better than Q6_K by 0.00140"
+        )
+        assert "not told apart" not in text
+        assert list(evidence_of(studies.long_study(), "paired")) == ["Q8_0 < Q6_K", "Q6_K < Q5_K_M", "Q5_K_M < Q4_K_M", "Q4_K_M < Q4_0"]
+
+    def test_pairs_that_are_not_told_apart(self) -> None:
+        study = studies.long_study()
+        open_pair = Paired("Q6_K", "Q8_0", 0.0014, -0.0002, 0.003, "chunk", 5, None)
+        others = tuple(p for p in study.paired if {p.a, p.b} != {"Q6_K", "Q8_0"})
+        text = text_of(complete(dataclasses.replace(study, paired=(*others, open_pair))), "paired")
+        assert "; not told apart: Q8_0 and Q6_K (−0.000200 to 0.00300), whose order may be chance" in text
+        only = complete(dataclasses.replace(study, paired=(open_pair,)))
+        assert "over 5 chunks): not told apart: Q8_0 and Q6_K" in text_of(only, "paired")
+
+    def test_the_numerical_floor(self) -> None:
+        text = text_of(studies.long_study(), "numerical-floor")
+        assert text == (
+            "Float32 rounding alone makes a KL divergence of 3.0e−13 nats: the smallest one measured, Q8_0 0.000400, is 1.3e9 times "
+            "as large."
+        )
+        high = dataclasses.replace(studies.long_study(), floor=NumericalFloor(1e-4, 2e-4, 64))
+        assert "; Q8_0 is within 10 times that: no difference is shown there." in text_of(complete(high), "numerical-floor")
 
     def test_few_positions_are_told(self) -> None:
         base = studies.study()
         variants = tuple(dataclasses.replace(v, logits=v.logits and dataclasses.replace(v.logits, n_positions=5)) for v in base.variants)
         study = complete(dataclasses.replace(base, variants=variants))
         assert "5 positions are few" in text_of(study, "kl-order")
-
-    def test_nothing_settled(self) -> None:
-        base = studies.study()
-        variants = tuple(dataclasses.replace(v, logits=v.logits and dataclasses.replace(v.logits, kl_nats_se=1.0)) for v in base.variants)
-        text = text_of(complete(dataclasses.replace(base, variants=variants)), "kl-order")
-        assert "No neighbours in this order differ by two standard errors" in text
 
     def test_the_same_top_token_everywhere(self) -> None:
         base = studies.study()
@@ -266,6 +279,22 @@ class TestLogits:
         assert stats is not None
         lucky = dataclasses.replace(stats, ppl=12.2, ln_ppl_ratio=-0.02, ln_ppl_ratio_se=0.005)
         assert "Q6_K below the original" in text_of(changed(studies.study(), "Q6_K", logits=lucky), "perplexity")
+
+
+class TestOperations:
+    def test_the_weakest(self) -> None:
+        text = text_of(studies.long_study(), "weakest-operation")
+        assert "Q8_0 ffn_out of layer 1 (43.0 dB)" in text
+        assert evidence_of(studies.long_study(), "weakest-operation")["Q4_0"]["layer"] == 1
+
+    def test_massive_activations_belong_to_the_model(self) -> None:
+        text = text_of(studies.long_study(), "massive-activations")
+        assert "in layer 2, the largest 812.5 at token 0 of a chunk, channel 17: they belong to the model." in text
+        assert text.endswith("It has 5 of them in the residual stream; another number in Q4_0 4.")
+
+    def test_nothing_without_a_text(self) -> None:
+        study = complete(dataclasses.replace(studies.long_study(), text=None))
+        assert {f.id for f in study.findings} & {"weakest-operation", "massive-activations", "paired"} == set()
 
 
 class TestBrokenNumbers:

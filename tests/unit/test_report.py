@@ -15,7 +15,8 @@ from rich.console import Console
 
 from quantscope import wording
 from quantscope.report.markdown import escaped, markdown
-from quantscope.report.tables import FLAG, sections
+from quantscope.report.table import FLAG
+from quantscope.report.tables import sections
 from quantscope.report.text import folded, render
 from quantscope.results import Generated, Study
 from tests.unit import studies, test_seed_tables
@@ -58,11 +59,11 @@ class TestText:
         assert " ".join(shown(study).split()).startswith(study.findings[0].text[:90])
 
     @pytest.mark.parametrize("width", [80, 100, 120])
-    @pytest.mark.parametrize("make", [studies.study, nasty_study, many_variants, test_seed_tables.seed_study])
+    @pytest.mark.parametrize("make", [studies.study, studies.long_study, nasty_study, many_variants, test_seed_tables.seed_study])
     def test_no_line_is_wider_than_the_terminal(self, make: type[Study], width: int) -> None:
         assert max(cell_len(line.rstrip()) for line in shown(make(), width).splitlines()) <= width
 
-    @pytest.mark.parametrize("make", [studies.study, many_variants])
+    @pytest.mark.parametrize("make", [studies.study, studies.long_study, many_variants])
     def test_no_cell_is_cut_at_100_columns(self, make: type[Study]) -> None:
         assert "…" not in shown(make()).replace(" …)", "")
 
@@ -110,6 +111,20 @@ class TestText:
         assert "NaN" in text
         assert "−∞" in text
 
+    def test_a_text_adds_its_sections(self) -> None:
+        text = shown(studies.long_study())
+        titles = [line for line in text.splitlines() if line in (*ORDER, "Which is better", "Operation by operation", "Outliers")]
+        assert titles == [*ORDER[:5], "Which is better", "Operation by operation", "Outliers", *ORDER[5:]]
+        flat = " ".join(text.split())
+        assert (
+            "5 chunks of 512 (of 20: stopped early, every mean KL being known well enough), 1,275 positions scored: the second half" in flat
+        )
+        assert "Plan: 2 batches of 3 chunks of 512 tokens, 2 chunks at a time through a layer" in flat
+        assert "Numerical floor: float32 rounding alone makes a KL divergence of 3.0e−13 nats on average" in flat
+        assert re.search(r"Q8_0 +Q6_K +0\.00140 +0\.001\d+ to 0\.001\d+ +yes", text)
+        assert re.search(r"ffn_out +43\.0 @ 1 ", text)
+        assert re.search(rf"^ +2 +7\.000 +0, 17 +2\.0% +{FLAG} 5 +1\.500 ± 0\.030", text, re.M)
+
     def test_seed(self) -> None:
         text = shown(test_seed_tables.seed_study())
         for growth in ("10.3×", "21.2×", "33.1×", "74.9×", "10.0×", "19.9×", "32.4×", "72.1×", "211×", "262×"):
@@ -124,7 +139,7 @@ class TestText:
 
 
 class TestMarkdown:
-    @pytest.mark.parametrize("make", [studies.study, nasty_study, many_variants, test_seed_tables.seed_study])
+    @pytest.mark.parametrize("make", [studies.study, studies.long_study, nasty_study, many_variants, test_seed_tables.seed_study])
     def test_every_table_is_a_rectangle(self, make: type[Study]) -> None:
         blocks = [b.splitlines() for b in markdown(make()).split("\n\n") if b.startswith("|")]
         assert blocks

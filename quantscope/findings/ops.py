@@ -1,0 +1,57 @@
+"""Findings about single operations over a whole text: where quantization hurts most, and massive activations."""
+
+from __future__ import annotations
+
+import math
+
+from quantscope.results import Finding, OpRow, Study, Variant
+from quantscope.wording import count, fixed, listed, sig
+
+STREAM = "l_out"  # the residual stream
+
+
+def weakest(study: Study) -> Finding | None:
+    """The operation and layer with the lowest SQNR of every variant."""
+    worst = {v.name: row for v in study.quantized if study.text and (row := _worst(v)) is not None}
+    if not worst:
+        return None
+    parts = [f"{name} {row.tap}{_of_layer(row)} ({fixed(row.sqnr_db, 1)} dB)" for name, row in worst.items()]
+    text = f"The operation whose result differs most from the original's over the whole text: {listed(parts)}."
+    evidence = {name: {"tap": r.tap, "layer": r.layer, "nmse": r.nmse, "sqnr_db": r.sqnr_db} for name, r in worst.items()}
+    return Finding("weakest-operation", text, evidence)
+
+
+def _worst(variant: Variant) -> OpRow | None:
+    measured = [r for r in variant.ops if r.sqnr_db is not None and math.isfinite(r.sqnr_db)]
+    return min(measured, key=lambda r: r.sqnr_db or 0.0, default=None)
+
+
+def _of_layer(row: OpRow) -> str:
+    return "" if row.layer is None else f" of layer {row.layer}"
+
+
+def _layers(rows: list[OpRow]) -> str:
+    first, last = rows[0].layer, rows[-1].layer
+    return f"layer {first}" if first == last else f"{count(len(rows), 'layer')}, {first} to {last}"
+
+
+def massive(study: Study) -> Finding | None:
+    """Massive activations of the residual stream: the original's own, and variants in which their number is another one."""
+    reference = study.reference
+    if reference is None or not study.text:
+        return None
+    own = [r for r in reference.ops if r.tap == STREAM and r.n_massive]
+    if not own:
+        return None
+    largest = max(own, key=lambda r: r.massive_max or 0.0)
+    n = sum(r.n_massive for r in own)
+    text = (
+        f"The original has massive activations in {_layers(own)}, the largest "
+        f"{sig(largest.massive_max, 4)} at token {largest.massive_position} of a chunk, channel {largest.massive_channel}: they belong "
+        f"to the model."
+    )
+    others = {v.name: sum(r.n_massive for r in v.ops if r.tap == STREAM) for v in study.quantized if v.ops}
+    changed = [f"{name} {m:,}" for name, m in others.items() if m != n]
+    if changed:
+        text += f" It has {n:,} of them in the residual stream; another number in {listed(changed)}."
+    return Finding("massive-activations", text, {"n": n, "largest": largest.massive_max, "variants": others})
