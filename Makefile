@@ -7,10 +7,10 @@ JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format benchmark clean
+.PHONY: help demo test test-slow check format benchmark benchmark-study benchmark-scaling clean
 
 help:  ## show the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -43,6 +43,13 @@ format: $(VENV)/.dev  ## apply formatting and safe lint fixes
 
 benchmark: $(VENV)/.dev  ## throughput beside ggml's own functions
 	$(BIN)/python -m benchmarks.codecs
+
+# builds llama.cpp's programs on first use, some minutes; on an otherwise idle machine with 4 GB of free disk
+benchmark-study: $(VENV)/.dev  ## a whole study beside llama.cpp's own programs
+	$(BIN)/python -m benchmarks.study --profile
+
+benchmark-scaling: $(VENV)/.dev  ## cost by variants and tokens
+	$(BIN)/python -m benchmarks.scaling
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
