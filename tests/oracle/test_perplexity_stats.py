@@ -31,6 +31,7 @@ from quantscope.logit_stats import logit_stats
 from quantscope.logit_sums import LogitSums
 from quantscope.results import LogitStats, StudyOptions
 from quantscope.sources.gguf import open_gguf
+from quantscope.study import run_study
 from tests.oracle.llama_cpp_taps import LlamaCpp
 from tests.oracle.llama_quant import quantized_types
 
@@ -195,6 +196,15 @@ def test_the_perplexities_that_llama_perplexity_printed(run: Run) -> None:
     log_p = streamed(run).log_p[0].numpy().reshape(run.labels.shape)
     found = [logit_stats(n_positions=0, log_p=log_p[: n + 1]).ppl for n in range(N_CHUNKS)]
     assert found == pytest.approx(BASE_PPL, rel=1e-5)  # float32 weights: nothing is quantized
+
+
+def test_a_whole_study_has_the_perplexity_that_llama_perplexity_printed() -> None:
+    """From the F32 file and the text, in this project's own arithmetic."""
+    study = run_study(StudyOptions(models=(str(MODEL),), types=("Q8_0",), text=TEXT, n_ctx=N_CTX, n_chunks=N_CHUNKS))
+    assert study.reference is not None
+    assert study.reference.logits is not None
+    assert study.reference.logits.n_positions == N_CHUNKS * (N_CTX // 2 - 1)
+    assert study.reference.logits.ppl == pytest.approx(BASE_PPL[-1], rel=1e-5)
 
 
 def test_their_file_is_close_to_the_exact_divergence(run: Run) -> None:
