@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -14,6 +15,8 @@ import numpy as np
 
 from quantscope.errors import CorruptFileError, MissingFileError, ModelFileError, NotAModelError
 from quantscope.sources.base import Bytes, show
+
+HASH_BYTES = 8 << 20  # a multiple of every page size
 
 # What people open by mistake: first bytes → (what it is, what to do).
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
@@ -63,6 +66,16 @@ def advise(part: Bytes, advice: Literal["MADV_WILLNEED", "MADV_DONTNEED"]) -> No
     length = start + part.nbytes - first
     if length > 0:
         mapped.madvise(getattr(mmap, advice), first, length)
+
+
+def sha256_of(mapped: Bytes) -> str:
+    """Hex digest of ``map_file``'s bytes; their pages are given back on the way: hashing does not fill the memory with the file."""
+    digest = hashlib.sha256()
+    for first in range(0, len(mapped), HASH_BYTES):
+        part = mapped[first : first + HASH_BYTES]
+        digest.update(part.data)
+        advise(part, "MADV_DONTNEED")
+    return digest.hexdigest()
 
 
 def raise_os_error(path: Path, error: OSError | ValueError) -> NoReturn:

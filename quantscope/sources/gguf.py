@@ -15,7 +15,6 @@ Source: docs/gguf.md of the ggml repository, ``gguf_init_from_file`` in ggml/src
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ import numpy as np
 from quantscope.errors import CorruptFileError, TruncatedFileError, UnsupportedTypeError, UnsupportedVersionError
 from quantscope.qtypes import BY_ID, QuantType
 from quantscope.sources.base import Bytes, RawTensor, missing_tensor, show
-from quantscope.sources.files import advise, map_file, not_a_gguf
+from quantscope.sources.files import advise, map_file, not_a_gguf, sha256_of
 
 T = TypeVar("T")
 
@@ -342,7 +341,7 @@ class GgufSource:
     def sha256(self) -> str:
         """SHA-256 of the whole file, as ``sha256sum`` and model hubs print it."""
         if self._sha256 is None:
-            self._sha256 = hashlib.sha256(self._mapped().data).hexdigest()
+            self._sha256 = sha256_of(self._mapped())
         return self._sha256
 
     def close(self) -> None:

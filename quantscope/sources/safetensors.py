@@ -21,7 +21,7 @@ from typing import Any, Literal
 from quantscope.errors import CorruptFileError, MissingFileError, TruncatedFileError, UnsupportedTypeError
 from quantscope.qtypes import QTYPES
 from quantscope.sources.base import Bytes, RawTensor, missing_tensor, show
-from quantscope.sources.files import advise, map_file, parse_json_object, read_json_object
+from quantscope.sources.files import advise, map_file, parse_json_object, read_json_object, sha256_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "generation_config.json")
@@ -104,7 +104,7 @@ class SafetensorsSource:
     def sha256(self) -> str:
         """SHA-256 of the lines ``<sha256 of the file>  <name>`` of config.json and every shard, in name order, as sha256sum prints them."""
         if self._sha256 is None:
-            digests = {name: hashlib.sha256(self._shard(name).data).hexdigest() for name in self._sizes}
+            digests = {name: sha256_of(self._shard(name)) for name in self._sizes}
             digests["config.json"] = hashlib.sha256((self.path / "config.json").read_bytes()).hexdigest()
             listing = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
             self._sha256 = hashlib.sha256(listing.encode()).hexdigest()

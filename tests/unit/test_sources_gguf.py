@@ -451,3 +451,13 @@ def test_extreme_numbers_anywhere(scratch: Path, at: int, value: int, size: int)
 @given(st.binary(max_size=200))
 def test_random_bytes_after_the_magic(scratch: Path, tail: bytes) -> None:
     answer_or_refusal(write(scratch, b"GGUF" + u32(3) + tail))
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 4097, 3 * 8192 + 5])
+def test_a_digest_of_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(files, "HASH_BYTES", 8192)
+    content = np.random.default_rng(1).bytes(size)
+    (tmp_path / "f").write_bytes(content)
+    mapped = files.map_file(tmp_path / "f") if size else np.empty(0, np.uint8)
+    assert files.sha256_of(mapped) == hashlib.sha256(content).hexdigest()
+    assert bytes(mapped) == content
