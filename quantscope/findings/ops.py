@@ -7,7 +7,7 @@ import math
 from quantscope.results import Finding, OpRow, Study, Variant
 from quantscope.wording import count, fixed, listed, sig
 
-STREAM = "l_out"  # the residual stream
+STREAM = "l_out"  # the residual stream, where massive activations live
 
 
 def weakest(study: Study) -> Finding | None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from quantscope.findings.ops import STREAM
 from quantscope.report.table import FLAG, Section, Table, label
 from quantscope.results import OpRow, Study
 from quantscope.wording import MISSING, fixed, percent, sig
-
-STREAM = "l_out"  # the residual stream, where massive activations live
 
 
 def operations(study: Study) -> Section:

@@ -14,7 +14,7 @@ import pytest
 
 from quantscope import lock, store
 from quantscope.errors import StudyDiskError, StudyLockedError, StudyMismatchError
-from tests.unit.stores import child, is_prefix, kill, refused, reopened, three_batches
+from tests.unit.stores import child, is_prefix, kill, refused, reopened
 
 fcntl = pytest.importorskip("fcntl", reason="locks of POSIX systems")
 HOLD = """
@@ -24,16 +24,6 @@ with StudyStore.open(folder, IDENTITY) as opened:
     say("ready")
     time.sleep(60)
 """
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "not yet" / "study"
-
-
-@pytest.fixture
-def finished(folder: Path) -> Path:
-    return three_batches(folder)
 
 
 class TestLock:

@@ -8,17 +8,7 @@ from typing import Any
 import pytest
 
 from quantscope.errors import StudyMismatchError
-from tests.unit.stores import IDENTITY, is_prefix, refused, reopened, three_batches
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "not yet" / "study"
-
-
-@pytest.fixture
-def finished(folder: Path) -> Path:
-    return three_batches(folder)
+from tests.unit.stores import IDENTITY, is_prefix, refused, reopened
 
 
 class TestIdentity:

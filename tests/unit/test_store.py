@@ -52,16 +52,6 @@ sqlite3.connect = traced
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "not yet" / "study"
-
-
-@pytest.fixture
-def finished(folder: Path) -> Path:
-    return three_batches(folder)
-
-
-@pytest.fixture
 def connections(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
     """Every connection that is made from here on."""
     made: list[sqlite3.Connection] = []
