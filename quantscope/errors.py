@@ -25,6 +25,12 @@
     │   ├── StudyDamagedError             the database or one of its records has changed since it was written
     │   └── StudyDiskError                the disk is full, not writable or failing
     ├── ClusterError                      the machines of a cluster could not finish a batch
+    ├── EngineError                       another engine refused the model, failed or died; carries its own words
+    ├── TraceError                        a trace cannot be used
+    │   ├── TraceFormatError              the file is no trace, or of a version this program does not know
+    │   ├── TraceContentError             a tap, position or kind of evidence that the task needs is not there
+    │   └── TraceMismatchError            two traces of different tokens or files
+    ├── ImportFormatError                 a log, dump or table that cannot be read: cut short, several runs in one, no known line
     └── MissingExtraError                 an optional package is not installed; names the command that installs it
 
 A message names the subject, what was expected and found, the likely cause and the next command, in one paragraph.
@@ -132,6 +138,30 @@ class StudyDiskError(StudyFolderError):
 
 
 class ClusterError(QuantscopeError):
+    pass
+
+
+class EngineError(QuantscopeError):
+    pass
+
+
+class TraceError(QuantscopeError):
+    pass
+
+
+class TraceFormatError(TraceError):
+    pass
+
+
+class TraceContentError(TraceError):
+    pass
+
+
+class TraceMismatchError(TraceError):
+    pass
+
+
+class ImportFormatError(QuantscopeError):
     pass
 
 

@@ -16,6 +16,7 @@ from quantscope.arch.config import ModelConfig
 from quantscope.errors import MissingFileError, PromptError, QuantscopeError, UsageError
 from quantscope.results import DEFAULT_PROMPT, PromptInfo, StudyOptions, TextInfo
 from quantscope.sources.base import Source
+from quantscope.sources.resolve import open_source
 from quantscope.tokenizers import Tokenizer, check_ids, from_source
 
 
@@ -67,6 +68,15 @@ def read_inputs(options: StudyOptions, source: Source, config: ModelConfig) -> I
     assert tokenizer is not None
     words = DEFAULT_PROMPT if options.prompt is None else options.prompt
     return Inputs(_prompt(words, tokenizer.encode(words) if words else [], options, tokenizer, config), text, tokenizer)
+
+
+def prompt_ids(model: str, words: str | None = None) -> list[int]:
+    """The token ids of a prompt in the vocabulary of a model file; DEFAULT_PROMPT for None.  Raises what opening the file raises."""
+    source = open_source(model)
+    try:
+        return from_source(source).encode(DEFAULT_PROMPT if words is None else words)
+    finally:
+        source.close()
 
 
 def _tokenizer_or_none(source: Source) -> Tokenizer | None:

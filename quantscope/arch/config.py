@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
 
 RopeLayout: TypeAlias = Literal["interleaved", "half"]
 Scaling: TypeAlias = Literal["none", "linear", "yarn"]
@@ -78,3 +79,16 @@ class ModelConfig:
             "R": self.rope.dim // 2,
             "1": 1,
         }[letter]
+
+
+def as_data(config: ModelConfig) -> dict[str, Any]:
+    """The config as plain data that JSON can hold; ``rope_of`` reads its RoPE again."""
+    return asdict(config) | {"biases": None if config.biases is None else sorted(config.biases)}
+
+
+def rope_of(data: Mapping[str, Any]) -> RopeConfig:
+    """The RoPE of a config that ``as_data`` made."""
+    rope = dict(data["rope"])
+    if rope.get("llama3") is not None:
+        rope["llama3"] = Llama3Scaling(**rope["llama3"])
+    return RopeConfig(**rope)

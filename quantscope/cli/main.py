@@ -13,10 +13,12 @@ from typing import Annotated
 import typer
 
 from quantscope import __version__
+from quantscope.cli.compare import compare
 from quantscope.cli.console import complain
 from quantscope.cli.demo import demo
 from quantscope.cli.inspect import inspect
 from quantscope.cli.study import study
+from quantscope.cli.trace import trace
 from quantscope.errors import QuantscopeError, UsageError
 
 INTERNAL_ERROR, INTERRUPTED, BROKEN_PIPE = 3, 130, 141
@@ -36,6 +38,8 @@ app = typer.Typer(
 )
 app.command(short_help="The whole analysis of a bundled trained model.")(demo)
 app.command(short_help="One model in many quantizations, layer by layer.")(study)
+app.command(short_help="What one engine shows at every tap.")(trace)
+app.command(short_help="Two traces tap by tap, and where they part.")(compare)
 app.command(short_help="Tensors, types, bits per weight and metadata.")(inspect)
 
 

@@ -39,7 +39,7 @@ def render(study: Study, width: int = 100, full: str = "report.md") -> Renderabl
         parts += [Text(), Text(section.title, style="bold cyan")]
         parts += [Text(section.explanation, style="dim")] if section.explanation else []
         for table in section.tables:
-            parts += _table(table, width, full)
+            parts += grid(table, width, full)
     if len(study.findings) > 1:
         parts += [Text(), Text("Findings", style="bold cyan"), _findings(study)]
     if study.notes:
@@ -49,15 +49,16 @@ def render(study: Study, width: int = 100, full: str = "report.md") -> Renderabl
 
 def _findings(study: Study) -> RenderableType:
     """Two columns, the finding's id and its sentences; the answer is at the top of the report already."""
-    grid = RichTable.grid(padding=(0, 2, 1, 0))
-    grid.add_column(style="cyan", no_wrap=True)
-    grid.add_column(overflow="fold")
+    pairs = RichTable.grid(padding=(0, 2, 1, 0))
+    pairs.add_column(style="cyan", no_wrap=True)
+    pairs.add_column(overflow="fold")
     for f in study.findings[1:]:
-        grid.add_row(f.id, Text(f.text))
-    return grid
+        pairs.add_row(f.id, Text(f.text))
+    return pairs
 
 
-def _table(table: Table, width: int, full: str) -> list[RenderableType]:
+def grid(table: Table, width: int, full: str = "") -> list[RenderableType]:
+    """A table as renderables, cut into several where it is wider than ``width``; ``full`` names where all rows and flags are."""
     rows, said = sample(table, full)
     parts: list[RenderableType] = [Text(), Text(table.caption, style="italic")] if table.caption else [Text()]
     headings = [folded(c, WIDEST_NAME) for c in table.columns]
@@ -75,7 +76,7 @@ def _table(table: Table, width: int, full: str) -> list[RenderableType]:
 
 
 def _grid(table: Table, headings: Sequence[str], rows: Sequence[tuple[str, ...]], columns: Sequence[int]) -> RichTable:
-    grid = RichTable(
+    drawn = RichTable(
         *(
             Column(
                 Text(headings[c], style="bold"),
@@ -90,8 +91,8 @@ def _grid(table: Table, headings: Sequence[str], rows: Sequence[tuple[str, ...]]
         pad_edge=False,
     )
     for row in rows:
-        grid.add_row(*(_cell(row[c]) for c in columns))
-    return grid
+        drawn.add_row(*(_cell(row[c]) for c in columns))
+    return drawn
 
 
 def _cell(text: str) -> Text:

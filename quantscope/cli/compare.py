@@ -1,0 +1,95 @@
+"""``quantscope compare``: two traces on one screen, and where they part."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quantscope.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from quantscope.compare import Comparison, SplitRow
+
+Ref = Annotated[Path, typer.Argument(metavar="REF", help="The trace to believe: `quantscope trace MODEL`.", show_default=False)]
+Test = Annotated[Path, typer.Argument(metavar="TEST", help="The trace to judge: another engine's.", show_default=False)]
+Predicted = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="TRACE", help="Of `quantscope trace MODEL --arithmetic ggml`: its error is the floor of each tap.", show_default=False
+    ),
+]
+Original = Annotated[
+    Path | None,
+    typer.Option(metavar="TRACE", help="Of the unquantized model: adds the effect of the quantization at each layer.", show_default=False),
+]
+Floor = Annotated[float | None, typer.Option(metavar="NMSE", min=0, help="One floor for all taps.", show_default=False)]
+DifferentFiles = Annotated[bool, typer.Option("--different-files", help="Compare although the traces are of different model files.")]
+All = Annotated[bool, typer.Option("--all", help="Show every tap.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the tables on stderr.")]
+DIVERGED = 1
+
+
+def compare(
+    ref: Ref,
+    test: Test,
+    predicted: Predicted = None,
+    original: Original = None,
+    floor: Floor = None,
+    different_files: DifferentFiles = False,
+    all_taps: All = False,
+    json: Json = False,
+) -> int:
+    """Compare two traces of the same tokens, tap by tap in the order of the graph, and name the first that differs.
+
+    Exit code 0: no tap exceeds its floor; 1: one does.
+    """
+    if floor is not None and predicted is not None:
+        raise UsageError("--floor and --predicted both give the floor, expected one of them. Leave one out.")
+    from quantscope.compare import compare as run
+    from quantscope.compare import three_way
+    from quantscope.explain import answer, rotation
+    from quantscope.trace_file import load
+
+    a, b = load(ref), load(test)
+    emulated, before = (None if p is None else load(p) for p in (predicted, original))
+    c = run(a, b, predicted=emulated, floor=floor, same_file=not different_files)
+    turned = rotation(a, b, c)
+    split = three_way(a, b, original=before, predicted=emulated) if emulated is not None or before is not None else ()
+    _show(c, answer(c), turned, split, all_taps, json)
+    return DIVERGED if c.first_divergence is not None else 0
+
+
+def _show(c: Comparison, said: str, turned: str | None, split: Sequence[SplitRow], every: bool, json: bool) -> None:
+    from rich.console import Group
+    from rich.text import Text
+
+    from quantscope.cli.console import console
+    from quantscope.report.compare import document, split_table, taps_table
+    from quantscope.report.text import grid
+
+    out = console(sys.stderr if json else sys.stdout)
+    parts: list[object] = [Text(said, style="bold")]
+    parts += [Text(), Text(f"RoPE: {turned}")] if turned else []
+    parts += grid(taps_table(c, every=every), out.width)
+    parts += grid(split_table(split), out.width) if split else []
+    notes = [f"Floor: {c.floor_source}.", *c.notes, *_lacking(c)]
+    parts += [Text(), *(Text(f"• {note}", style="dim") for note in notes)]
+    out.print(Group(*parts))  # type: ignore[arg-type]
+    if json:
+        import json as j
+
+        sys.stdout.write(j.dumps(document(c, said, turned, split), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def _lacking(c: Comparison) -> list[str]:
+    """Taps that only one of the traces has, counted: nothing is left out silently."""
+    return [
+        f"{len(names)} taps are only in the {which}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."
+        for which, names in (("reference", c.only_ref), ("test", c.only_test))
+        if names
+    ]

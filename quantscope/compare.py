@@ -1,0 +1,432 @@
+"""Two traces of the same tokens, tap by tap in the order of the graph: where they part first, and what the evidence can show.
+
+    error of a tap = Σ (ref − test)² / Σ ref²  (NMSE)          floor of a tap = what honest arithmetic alone may do there
+
+A tap *differs* when its error exceeds its floor.  With whole tensors the error is exact; with fingerprints it is an estimate (± 35 %); with
+samples it is the error of the values that were seen; with statistics it is a lower bound, (rms′/rms − 1)² or (mean′ − mean)²/rms²: they can
+show that two signals differ, never that they agree.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from quantscope.errors import TraceContentError
+from quantscope.fingerprint import RELATIVE_SD, estimate_nmse, fingerprint
+from quantscope.metrics import cos_sim, mean, nmse, rms
+from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS
+from quantscope.trace import Evidence, Fingerprint, Full, Origin, Positions, Sample, Stats, Trace, check_same_run, covered, rows_of
+
+Kind: TypeAlias = Literal["values", "fingerprint", "sample", "statistics"]
+Verdict: TypeAlias = Literal["within", "differs", "not shown"]
+
+EXACT_FLOOR = 1e-9  # NMSE between two float32 programs that differ in the order of their sums only; measured: docs/measured.md
+ROUNDING_FLOOR = 1e-2  # of an engine whose arithmetic is unknown or rounds activations, where no emulation says more
+PREDICTED_TIMES = 4.0  # an engine may have this multiple of the predicted error: rounding falls otherwise, its size stays
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The element with the largest difference."""
+
+    index: tuple[int, ...]  # (position, channel), of an attention map (head, position, key)
+    ref: float
+    test: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tap.  nmse: exact, estimated or a lower bound, by ``kind``; NaN where nothing can be said."""
+
+    tap: str
+    kind: Kind
+    nmse: float
+    floor: float
+    verdict: Verdict
+    cos_sim: float | None = None
+    worst: Worst | None = None
+    n: int = 0  # values that were compared
+    n_all: int = 0  # values the tap has
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows in the order of the graph; what only one trace has; what the reader must know."""
+
+    ref: Origin
+    test: Origin
+    rows: tuple[Row, ...]
+    only_ref: tuple[str, ...]
+    only_test: tuple[str, ...]
+    notes: tuple[str, ...]
+    floor_source: str
+
+    @property
+    def first_divergence(self) -> Row | None:
+        return next((row for row in self.rows if row.verdict == "differs"), None)
+
+    @property
+    def last_agreement(self) -> Row | None:
+        """The last tap before the first divergence that is shown to agree."""
+        found = None
+        for row in self.rows:
+            if row.verdict == "differs":
+                break
+            found = row if row.verdict == "within" else found
+        return found
+
+
+def compare(ref: Trace, test: Trace, *, predicted: Trace | None = None, floor: float | None = None, same_file: bool = True) -> Comparison:
+    """Compare every tap that both traces have evidence of.
+
+    predicted: the emulated engine on the same file; its error against ``ref`` times 4 is the floor of each tap.  floor: one NMSE for all
+    taps instead.  same_file: refuse traces of different files.
+    Raises TraceMismatchError for other tokens or files, TraceContentError when the traces have no tap or no position in common.
+    """
+    check_same_run(ref.origin, test.origin, same_file=same_file)
+    floors, source = _floors(ref, test, predicted, floor)
+    common = sorted((name for name in ref.taps if name in test.taps), key=graph_order)
+    rows = [row for name in common if (row := _row(ref, test, name, floors(name))) is not None]
+    if not rows:
+        raise TraceContentError(
+            f"nothing to compare: {ref.title} has {_some(ref.taps)}, {test.title} has {_some(test.taps)}, and no tap has evidence of the "
+            f"same kind and positions in both. Trace the reference at all positions, or give names with `quantscope import --map`."
+        )
+    return Comparison(
+        ref.origin,
+        test.origin,
+        tuple(rows),
+        tuple(sorted((n for n in ref.taps if n not in test.taps), key=graph_order)),
+        tuple(sorted((n for n in test.taps if n not in ref.taps), key=graph_order)),
+        tuple(_limits(rows, ref, test)),
+        source,
+    )
+
+
+def graph_order(tap: str) -> tuple[int, int, str]:
+    """Sort key: embedding, then layer by layer in the order of the graph, then the head; unknown names at the end of their layer."""
+    stem, _, layer = tap.rpartition("-")
+    if stem in LAYER_TAPS and layer.isdigit():
+        return int(layer) + 1, LAYER_TAPS.index(stem), tap
+    if tap == EMBD:
+        return 0, 0, tap
+    last = 1 << 30
+    if tap in HEAD_TAPS:
+        return last, HEAD_TAPS.index(tap), tap
+    return (int(layer) + 1, len(LAYER_TAPS), tap) if layer.isdigit() else (last, len(HEAD_TAPS), tap)
+
+
+def _some(taps: Mapping[str, object]) -> str:
+    names = list(taps)
+    return f"{len(names)} taps ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+
+
+# ---- floors --------------------------------------------------------------------------------------------------------------------------
+
+
+def _floors(ref: Trace, test: Trace, predicted: Trace | None, floor: float | None) -> tuple[Callable[[str], float], str]:
+    if floor is not None:
+        return lambda tap: floor, f"an NMSE of {floor:g} at every tap, as asked for"
+    if predicted is not None:
+        check_same_run(ref.origin, predicted.origin)
+        known = {name: row.nmse for name in ref.taps if (row := _row(ref, predicted, name, 0)) is not None and not math.isnan(row.nmse)}
+        largest = max(known.values(), default=ROUNDING_FLOOR)
+        return (
+            lambda tap: PREDICTED_TIMES * known.get(tap, largest) + EXACT_FLOOR,
+            f"{PREDICTED_TIMES:g} times the error of the emulated arithmetic ({predicted.origin.arithmetic}) at the same tap",
+        )
+    if all(t.origin.arithmetic.startswith("exact") for t in (ref, test)):
+        return lambda tap: EXACT_FLOOR, f"an NMSE of {EXACT_FLOOR:g}, the order of float32 sums"
+    return (
+        lambda tap: ROUNDING_FLOOR,
+        f"an NMSE of {ROUNDING_FLOOR:g}, a wide allowance for engines that round activations; `quantscope trace MODEL --arithmetic ggml` "
+        f"and --predicted give the floor of this file",
+    )
+
+
+# ---- one tap -------------------------------------------------------------------------------------------------------------------------
+
+
+def _row(ref: Trace, test: Trace, tap: str, floor: float) -> Row | None:
+    """The strongest comparison that both traces allow; None where their evidence has nothing in common."""
+    for kind, compare_kind in _BY_STRENGTH:
+        for piece in test.all_of(tap, kind):  # type: ignore[type-var]
+            row = compare_kind(ref, test, tap, piece, floor)
+            if row is not None:
+                return row
+    return None
+
+
+def _values(ref: Trace, test: Trace, tap: str, piece: Full, floor: float) -> Row | None:
+    found = _same_rows(ref, tap, covered(piece, test.origin), piece.values)
+    if found is None:
+        return _other_way(ref, test, tap, piece, floor)
+    a, b, note = found[0], found[1], ""
+    if a.shape != b.shape:
+        return Row(tap, "values", math.nan, floor, "differs", note=f"shapes {list(a.shape)} and {list(b.shape)}", n_all=a.numel())
+    b, note = _channel_order(tap, a, b, test.origin, ref.origin)
+    if not b.isfinite().all():
+        bad = int((~b.isfinite()).sum())
+        first = tuple(int(i) for i in (~b.isfinite()).nonzero()[0])
+        worst = Worst(first, a[first].item(), b[first].item())
+        return Row(
+            tap, "values", math.inf, floor, "differs", worst=worst, n=b.numel(), n_all=b.numel(), note=f"{bad} values are not finite"
+        )
+    error = nmse(a.flatten(), b.flatten()).item()
+    return Row(
+        tap,
+        "values",
+        error,
+        floor,
+        _judge(error, floor),
+        cos_sim(a.flatten(), b.flatten()).item(),
+        _worst(a, b),
+        a.numel(),
+        a.numel(),
+        note,
+    )
+
+
+def _other_way(ref: Trace, test: Trace, tap: str, piece: Full, floor: float) -> Row | None:
+    """The test has the values and the reference has less: compare what the reference has."""
+    for kind, compare_kind in _BY_STRENGTH[1:]:
+        for other in ref.all_of(tap, kind):  # type: ignore[type-var]
+            row = compare_kind(test, ref, tap, other, floor)
+            if row is not None:
+                return _swapped(row)
+    return None
+
+
+def _swapped(row: Row) -> Row:
+    worst = row.worst and Worst(row.worst.index, row.worst.test, row.worst.ref)
+    return Row(row.tap, row.kind, row.nmse, row.floor, row.verdict, row.cos_sim, worst, row.n, row.n_all, row.note)
+
+
+def _same_rows(ref: Trace, tap: str, wanted: Positions, values: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The rows of the reference at the positions of ``values``, and ``values``; None where the reference has not all of them."""
+    full = ref.find(tap, Full)
+    if full is None:
+        return None
+    there = covered(full, ref.origin)
+    if wanted is None or there is None or wanted == there:
+        return full.values.double(), values.double()
+    if not set(wanted) <= set(there):
+        return None
+    return rows_of(full, ref.origin, wanted).double(), values.double()
+
+
+def _channel_order(tap: str, a: Tensor, b: Tensor, test: Origin, ref: Origin) -> tuple[Tensor, str]:
+    """q and k of an engine that keeps Hugging Face's half-split channels, reordered where that is what brings them together."""
+    config = ref.config or test.config
+    if config is None or not tap.startswith(("Qcur", "Kcur")) or config["rope"]["layout"] != "interleaved":
+        return b, ""
+    half_split = b.reshape(len(b), -1, 2, config["head_dim"] // 2).transpose(-1, -2).reshape(b.shape)  # [P,H,2,D/2] → [P,H·D]
+    if nmse(a.flatten(), half_split.flatten()) < 0.1 * nmse(a.flatten(), b.flatten()):
+        return half_split, "channels were half-split (Hugging Face order), reordered"
+    return b, ""
+
+
+def _worst(a: Tensor, b: Tensor) -> Worst:
+    flat = int((a - b).abs().argmax())
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), a.shape))
+    return Worst(index, a[index].item(), b[index].item())
+
+
+def _fingerprints(ref: Trace, test: Trace, tap: str, piece: Fingerprint, floor: float) -> Row | None:
+    wanted = covered(piece, test.origin)
+    own = next((f for f in ref.all_of(tap, Fingerprint) if covered(f, ref.origin) == wanted), None)
+    full = ref.find(tap, Full)
+    if own is None and full is not None:
+        rows = full.values if wanted is None else rows_of(full, ref.origin, wanted) if _has(ref, full, wanted) else None
+        if rows is not None:
+            own = fingerprint(rows)
+    if own is None:
+        return None
+    if own.n != piece.n:
+        return Row(tap, "fingerprint", math.nan, floor, "differs", note=f"{own.n} and {piece.n} values", n_all=own.n)
+    error = estimate_nmse(own, piece)
+    # an estimate three standard deviations above the floor is no chance
+    verdict: Verdict = "differs" if not error <= floor * (1 + 3 * RELATIVE_SD) else "within"
+    return Row(tap, "fingerprint", error, floor, verdict, n=piece.n, n_all=piece.n)
+
+
+def _has(trace: Trace, full: Full, wanted: Sequence[int]) -> bool:
+    there = covered(full, trace.origin)
+    return there is None or set(wanted) <= set(there)
+
+
+def _samples(ref: Trace, test: Trace, tap: str, piece: Sample, floor: float) -> Row | None:
+    wanted, full = covered(piece, test.origin), ref.find(tap, Full)
+    if full is None or (wanted is not None and not _has(ref, full, wanted)):
+        return _two_samples(ref, test, tap, piece, floor)
+    rows = full.values if wanted is None else rows_of(full, ref.origin, wanted)
+    if tuple(rows.shape) != piece.shape:
+        found = f"shapes {list(rows.shape)} and {list(piece.shape)}"
+        return Row(tap, "sample", math.nan, floor, "differs", note=found, n_all=rows.numel())
+    return _sampled(tap, rows.flatten()[piece.index].double(), piece, floor, tuple(rows.shape))
+
+
+def _two_samples(ref: Trace, test: Trace, tap: str, piece: Sample, floor: float) -> Row | None:
+    other = next(
+        (s for s in ref.all_of(tap, Sample) if s.shape == piece.shape and covered(s, ref.origin) == covered(piece, test.origin)), None
+    )
+    if other is None:
+        return None
+    place = {int(i): k for k, i in enumerate(other.index)}
+    both = [(place[int(i)], k) for k, i in enumerate(piece.index) if int(i) in place]
+    if not both:
+        return None
+    theirs, ours = (torch.tensor(x) for x in zip(*both, strict=True))
+    part = Sample(piece.values[ours], piece.index[ours], piece.shape, piece.positions, _fewest(piece.digits, other.digits))
+    return _sampled(tap, other.values[theirs].double(), part, floor, piece.shape)
+
+
+def _fewest(a: int | None, b: int | None) -> int | None:
+    return min((d for d in (a, b) if d is not None), default=None)
+
+
+def _sampled(tap: str, a: Tensor, piece: Sample, floor: float, shape: tuple[int, ...]) -> Row:
+    b = piece.values.double()
+    error = nmse(a, b).item() if b.isfinite().all() else math.inf
+    # a value printed with d decimals is off by up to half a unit, evenly: variance 10^(−2d) / 12
+    printed = 0.0 if piece.digits is None else a.numel() * 10.0 ** (-2 * piece.digits) / 12 / max(a.square().sum().item(), 1e-300)
+    k = int((a - b).abs().argmax())
+    index = tuple(int(i) for i in torch.unravel_index(piece.index[k], shape))
+    note = f"printed to {piece.digits} decimals" if piece.digits is not None else ""
+    floor = floor + PREDICTED_TIMES * printed
+    worst = Worst(index, a[k].item(), b[k].item())
+    return Row(tap, "sample", error, floor, _judge(error, floor), cos_sim(a, b).item(), worst, a.numel(), math.prod(shape), note)
+
+
+def _statistics(ref: Trace, test: Trace, tap: str, piece: Stats, floor: float) -> Row | None:
+    wanted, full = covered(piece, test.origin), ref.find(tap, Full)
+    if full is not None and (wanted is None or _has(ref, full, wanted)):
+        own, n = stats_of(full.values if wanted is None else rows_of(full, ref.origin, wanted)), full.values.numel()
+    else:
+        other = next((s for s in ref.all_of(tap, Stats) if covered(s, ref.origin) == wanted), None)
+        if other is None:
+            return None
+        own, n = dict(other.values), 0
+    bound, note = _lower_bound(own, piece, n)
+    if math.isnan(bound):
+        return None
+    verdict: Verdict = "differs" if bound > floor else "not shown"
+    return Row(tap, "statistics", bound, floor, verdict, n=0, n_all=n, note=note)
+
+
+def stats_of(x: Tensor) -> dict[str, float]:
+    """RMS, mean, min, max and sum over all values."""
+    flat = x.flatten().double()
+    return {
+        "rms": rms(flat).item(),
+        "mean": mean(flat).item(),
+        "min": flat.min().item(),
+        "max": flat.max().item(),
+        "sum": flat.sum().item(),
+    }
+
+
+def _lower_bound(own: Mapping[str, float], piece: Stats, n: int) -> tuple[float, str]:
+    """The largest NMSE that the statistics prove, and the statistic that proves it; NaN without an RMS to relate it to."""
+    size = own.get("rms", math.nan)
+    if math.isnan(size):
+        return math.nan, ""
+    bounds = {}
+    for name, value in piece.values.items():
+        if name in own and math.isfinite(value):
+            slack = 0.5 * 10.0 ** -piece.digits[name] if name in piece.digits else 1e-6 * abs(own[name])
+            difference = max(0.0, abs(value - own[name]) - slack)
+            spread = {"rms": 1.0, "mean": 1.0}.get(name, 1 / n if n else 0.0)  # an extreme is one value of n
+            spread = spread / n if name == "sum" and n else spread  # Σ = n · mean
+            bounds[name] = difference**2 * spread / size**2 if size else (math.inf if difference else 0.0)
+        elif name in own:
+            bounds[name] = math.inf
+    if not bounds:
+        return math.nan, ""
+    name = max(bounds, key=lambda k: bounds[k])
+    return bounds[name], f"{name} {own[name]:.6g} and {piece.values[name]:.6g}"
+
+
+def _judge(error: float, floor: float) -> Verdict:
+    return "within" if error <= floor else "differs"  # NaN differs
+
+
+_BY_STRENGTH: tuple[tuple[type[Evidence], Callable[..., Row | None]], ...] = (
+    (Full, _values),
+    (Fingerprint, _fingerprints),
+    (Sample, _samples),
+    (Stats, _statistics),
+)
+
+
+# ---- what such evidence can and cannot show ------------------------------------------------------------------------------------------
+
+_SHOWS: dict[Kind, str] = {
+    "fingerprint": "fingerprints: the error of a tap is known to about ±35 %; no class of fault is hidden from them, and they do not say "
+    "which element is wrong",
+    "sample": "samples: only the values that were printed are compared; a difference elsewhere in the tensor is not seen, and an "
+    "agreement says little about the rest",
+    "statistics": "statistics: an RMS or mean that differs proves a difference; one that agrees proves nothing, since a transposed weight "
+    "or a permuted channel keeps both. Record fingerprints or values to know",
+}
+
+
+def _limits(rows: Sequence[Row], ref: Trace, test: Trace) -> list[str]:
+    notes = []
+    for kind, words in _SHOWS.items():
+        n = sum(row.kind == kind for row in rows)
+        if n:
+            notes.append(f"{n} of {len(rows)} taps are compared by {words}.")
+    for trace in (ref, test):
+        if trace.origin.tokens is None:
+            notes.append(f"{trace.title} does not say its token ids: that both saw the same tokens is taken on trust.")
+        if trace.origin.model_sha256 is None:
+            notes.append(f"{trace.title} does not say the hash of its file: that both ran the same file is taken on trust.")
+        notes += trace.origin.notes
+    return list(dict.fromkeys(notes))
+
+
+# ---- three-way split -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SplitRow:
+    """NMSE at one tap: what the quantization does, what the engine adds to it, and what its arithmetic was expected to add."""
+
+    tap: str
+    quantization: float | None  # original, exact → quantized file, exact
+    engine: float  # quantized file, exact → engine on that file
+    predicted: float | None  # quantized file, exact → emulated arithmetic
+
+
+def three_way(exact: Trace, engine: Trace, *, original: Trace | None = None, predicted: Trace | None = None) -> tuple[SplitRow, ...]:
+    """The split of the error at every layer output and at the logits, from whole tensors.
+
+    Raises TraceMismatchError for other tokens, TraceContentError when no layer output is there in both.
+    """
+    check_same_run(exact.origin, engine.origin)
+    rows = []
+    for tap in sorted((t for t in exact.taps if re.fullmatch(r"l_out-\d+|result_output", t)), key=graph_order):
+        own = _error(exact, engine, tap)
+        if own is not None:
+            before = None if original is None else _error(original, exact, tap)
+            rows.append(SplitRow(tap, before, own, None if predicted is None else _error(exact, predicted, tap)))
+    if not rows:
+        raise TraceContentError(
+            f"no layer output to split the error at: expected l_out-i or result_output with values or fingerprints in {exact.title} and "
+            f"{engine.title}. Trace both without --taps."
+        )
+    return tuple(rows)
+
+
+def _error(ref: Trace, test: Trace, tap: str) -> float | None:
+    row = _row(ref, test, tap, 0) if tap in ref.taps and tap in test.taps else None
+    return row.nmse if row is not None and row.kind in ("values", "fingerprint") else None

@@ -1,0 +1,53 @@
+"""llama.cpp as an engine: every tap for every position, on the CPU, without flash attention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+
+from quantscope.engines import Request, model_name
+from quantscope.engines.collect import Collector
+from quantscope.engines.llama_session import LlamaSession, TapObserver, Values
+from quantscope.errors import EngineError
+from quantscope.quants.threads import available_cpus
+from quantscope.sources.base import show
+from quantscope.sources.resolve import open_source
+from quantscope.tokenizers import check_ids
+from quantscope.trace import Origin, Trace
+from quantscope.wording import sci
+
+
+def run(request: Request, collect: Collector) -> Trace:
+    """The trace of a request.  EngineError for a Hugging Face folder, and with llama.cpp's words when it refuses the file."""
+    source = open_source(request.model)
+    if source.format != "gguf":
+        raise EngineError(
+            f"{show(source.path)}: llama.cpp reads GGUF files, found a Hugging Face folder. Convert it with llama.cpp's "
+            f"convert_hf_to_gguf.py, or trace it with --engine transformers."
+        )
+    n = len(request.tokens)
+    with LlamaSession(Path(request.model), n_ctx=n, kv=request.kv, n_threads=request.threads or available_cpus()) as llama:
+        check_ids(request.tokens, llama.n_vocab, llama.n_ctx_train)
+        plain = llama.decode(request.tokens)
+        observed = llama.decode(request.tokens, TapObserver(collect, n))
+    origin = Origin(
+        engine="llama.cpp",
+        engine_version=f"llama-cpp-python {llama_cpp.__version__}",
+        arithmetic=f"ggml, {request.kv} cache",
+        model=model_name(request.model),
+        model_sha256=source.sha256(),
+        arch=str(source.metadata.get("general.architecture")),
+        tokens=request.tokens,
+        notes=(_observation(plain, observed),),
+    )
+    return Trace(origin, collect.complete())
+
+
+def _observation(plain: Values, observed: Values) -> str:
+    """What being observed changed in the logits: asking for every node computes them one by one, without fusing operations."""
+    if np.array_equal(plain, observed):
+        return "Observing every operation changed no bit of the logits."
+    error = np.square(plain.astype(np.float64) - observed).sum() / np.square(plain.astype(np.float64)).sum()
+    return f"Observing the operations changed the logits by an NMSE of {sci(float(error))}: llama.cpp fuses some of them otherwise."

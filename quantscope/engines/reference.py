@@ -1,0 +1,73 @@
+"""The reference forward as an engine: exact arithmetic, or the emulated arithmetic of ggml's CPU path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantscope import __version__
+from quantscope.arch.config import as_data
+from quantscope.engines import Arithmetic, Dtype, KVType, Request, model_name
+from quantscope.engines.collect import Collector, everything
+from quantscope.model.forward import forward
+from quantscope.sources.resolve import open_source
+from quantscope.trace import Origin, Trace
+from quantscope.weights import Weights
+
+
+def trace(
+    model: str,
+    tokens: Sequence[int],
+    *,
+    arithmetic: Arithmetic = "exact",
+    dtype: Dtype = "float32",
+    kv: KVType = "F16",
+    wanted: Callable[[str], bool] = everything,
+) -> Trace:
+    """Every wanted tap of a GGUF file or Hugging Face folder on these ids, [T,channels] or [H,T,T] float32.
+
+    kv: type of the emulated cache with ``arithmetic="ggml"``; the exact one rounds nothing.
+    Raises what opening the model and ``forward`` raise.
+    """
+    return run(Request("reference", model, tuple(tokens), arithmetic, dtype, kv), Collector(wanted))
+
+
+def run(request: Request, collect: Collector) -> Trace:
+    """The trace of a request."""
+    source = open_source(request.model)
+    weights = Weights(source)
+    forward(torch.tensor([request.tokens], dtype=torch.int64), weights, FirstOfBatch(collect), dtype=getattr(torch, request.dtype))
+    origin = Origin(
+        engine="reference",
+        engine_version=__version__,
+        arithmetic=f"exact {request.dtype}" if request.arithmetic == "exact" else f"ggml, {request.kv} cache",
+        model=model_name(request.model),
+        model_sha256=source.sha256(),
+        arch=weights.config.arch,
+        tokens=request.tokens,
+        dtype=request.dtype,
+        config=_config(weights),
+    )
+    return Trace(origin, collect.complete())
+
+
+def _config(weights: Weights) -> dict[str, Any]:
+    """The model's config and the divisors of its RoPE frequencies, as plain data."""
+    factors = weights.rope_factors()
+    return as_data(weights.config) | {"rope_factors": None if factors is None else factors.tolist()}
+
+
+class FirstOfBatch:
+    """Hands on the only row of a batch of one: [1,T,channels] → [T,channels]."""
+
+    def __init__(self, collect: Collector) -> None:
+        self.collect = collect
+
+    def wants(self, name: str) -> bool:
+        return self.collect.wants(name)
+
+    def __call__(self, name: str, x: Tensor, /) -> None:
+        self.collect(name, x[0])
