@@ -13,6 +13,7 @@ from quantscope.cli.study import parse_ids
 from quantscope.errors import UsageError
 
 if TYPE_CHECKING:
+    from quantscope.engines import Request
     from quantscope.trace import Trace
 
 
@@ -104,22 +105,20 @@ def trace(
     console(sys.stderr).print(f"Wrote {path}.", markup=False, soft_wrap=True)
 
 
-def _run(request: object, path: Path, text_lines: bool) -> Trace:
+def _run(request: Request, path: Path, text_lines: bool) -> Trace:
     """The trace of the request, written to ``path``."""
     import tempfile
 
-    from quantscope.engines import Request
-    from quantscope.engines.isolated import run_isolated
+    from quantscope.engines.isolated import run_to_file
 
-    assert isinstance(request, Request)
     if not text_lines:
-        return run_isolated(request, path)
+        return run_to_file(request, path)
     from quantscope.cli.output import write_files
     from quantscope.fingerprint import run_line, to_line
     from quantscope.trace import Fingerprint as Printed
 
     with tempfile.TemporaryDirectory() as folder:
-        made = run_isolated(request, Path(folder) / "t.safetensors")
+        made = run_to_file(request, Path(folder) / "t.safetensors")
     lines = [to_line(tap, p) for tap in made.taps for p in made.all_of(tap, Printed)]
     write_files(path.absolute().parent, {path.name: "\n".join([run_line(made.origin), *lines, ""])})
     return made

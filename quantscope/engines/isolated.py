@@ -17,12 +17,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 from quantscope import errors
-from quantscope.engines import Request, run
+from quantscope.engines import Request, check, run
 from quantscope.errors import EngineError, QuantscopeError
 from quantscope.trace import Trace
 from quantscope.trace_file import load, save
 
 LAST_LINES = 6  # of what a dying engine said on stderr
+
+
+def run_to_file(request: Request, path: Path) -> Trace:
+    """The trace of a request, written to ``path``: foreign engines in a process of their own, the reference here."""
+    if check(request).package is not None:
+        return run_isolated(request, path)
+    made = run(request)
+    save(made, path)
+    return made
 
 
 def run_isolated(request: Request, path: Path) -> Trace:

@@ -28,7 +28,7 @@ def run(request: Request, collect: Collector) -> Trace:
             f"convert_hf_to_gguf.py, or trace it with --engine transformers."
         )
     n = len(request.tokens)
-    with LlamaSession(Path(request.model), n_ctx=n, kv=request.kv, n_threads=request.threads or available_cpus()) as llama:
+    with LlamaSession(Path(request.model), n_ctx=max(n, 1), kv=request.kv, n_threads=request.threads or available_cpus()) as llama:
         check_ids(request.tokens, llama.n_vocab, llama.n_ctx_train)
         plain = llama.decode(request.tokens)
         observed = llama.decode(request.tokens, TapObserver(collect, n))

@@ -207,7 +207,7 @@ def _its_words() -> str:
 
 def _said(lines: Iterable[str]) -> Iterable[str]:
     """Each line once: the same complaint comes from several functions."""
-    return dict.fromkeys(line.strip() for line in lines if line.strip())
+    return dict.fromkeys(line.strip() for line in lines if line.strip(" .\n"))
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]

@@ -7,8 +7,9 @@ other engine: Transformers holds them half-split (docs/decisions/0001-canonical-
 from __future__ import annotations
 
 import importlib
+import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from operator import attrgetter
 from typing import Any
 
@@ -83,9 +84,10 @@ def _load(source: Source, dtype: str) -> Any:
     folder, file = (source.path.parent, source.path.name) if source.format == "gguf" else (source.path, None)
     more = {} if file is None else {"gguf_file": file}
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True, **more
-        ).eval()
+        with redirect_stderr(io.StringIO()):  # the GGUF loader draws a progress bar that cannot be switched off
+            return transformers.AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True, **more
+            ).eval()
     except Exception as e:
         raise EngineError(
             f"{show(source.path)}: Transformers does not load this model: {_in_a_line(e)} Its own loader decides which architectures and "

@@ -18,7 +18,7 @@ _EVIDENCE = {"values": "all values", "fingerprint": "fingerprint", "sample": "sa
 
 
 def taps_table(c: Comparison, *, every: bool = False) -> Table:
-    """A row a tap: error, floor, cosine, the worst element.  Unless ``every``: layer outputs, head, and what is near the first divergence."""
+    """A row a tap: error, floor, cosine, worst element.  Unless ``every``: layer outputs, head, and what is near the first divergence."""
     rows = list(c.rows) if every else shortened(c.rows, c.first_divergence)
     left_out = len(c.rows) - len(rows)
     caption = f"{left_out} taps are not shown; `--all` shows them." if left_out else ""

@@ -1,0 +1,140 @@
+"""``quantscope trace`` and ``compare`` as a user runs them: real engines, planted faults, exit codes, refused input."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantscope.cli.main import main
+from quantscope.sources.resolve import open_source
+from quantscope.trace import Full
+from quantscope.trace_file import load, save
+from quantscope.weights import Weights
+from tests.models import STORIES, make_gguf
+
+Capture = pytest.CaptureFixture[str]
+IDS = "1,40,50,60,270"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+def ran(capsys: Capture, *arguments: str | Path, code: int = 0) -> tuple[str, str]:
+    """(stdout, stderr) of a command that must end with this code."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == code, capsys.readouterr()
+    return capsys.readouterr()
+
+
+def refused(capsys: Capture, *arguments: str | Path) -> str:
+    out, err = ran(capsys, *arguments, code=2)
+    assert out == ""
+    assert "Traceback" not in err
+    return " ".join(err.split())
+
+
+def compared(capsys: Capture, *arguments: str | Path, code: int) -> dict[str, Any]:
+    out, _ = ran(capsys, "compare", *arguments, "--json", code=code)
+    document: dict[str, Any] = json.loads(out)
+    return document
+
+
+def test_two_engines_on_one_file(capsys: Capture, tmp_path: Path) -> None:
+    model = make_gguf(tmp_path / "m.gguf", seed=3)
+    out, err = ran(capsys, "trace", model, "--tokens", IDS, "-o", "ref.safetensors")
+    assert re.search(r"reference \(m.gguf\), .*exact float32: 35 taps at 5 positions", out)
+    assert err == "Wrote ref.safetensors.\n"
+    out, _ = ran(capsys, "trace", model, "--engine", "llama.cpp", "--tokens", IDS, "--kv", "F32")
+    assert "Observing" in out
+    out, _ = ran(capsys, "compare", "ref.safetensors", "m-llama.cpp.safetensors", "--floor", "1e-10")
+    assert out.startswith("No divergence: all 35 taps")
+    assert "result_output" in out
+
+
+def test_a_wrong_weight_is_found_and_named(capsys: Capture, tmp_path: Path) -> None:
+    """An engine that transposes one square matrix: a fault planted in the file it runs."""
+    good = make_gguf(tmp_path / "good.gguf", seed=3)
+    output = Weights(open_source(good)).get("blk.1.attn_output.weight").numpy()
+    assert output.shape[0] == output.shape[1]
+    bad = make_gguf(tmp_path / "bad.gguf", seed=3, edit={"blk.1.attn_output.weight": np.ascontiguousarray(output.T)})
+    ran(capsys, "trace", good, "--tokens", IDS, "-o", "ref.safetensors")
+    ran(capsys, "trace", bad, "--engine", "llama.cpp", "--kv", "F32", "--tokens", IDS, "-o", "test.safetensors")
+    assert "--different-files" in refused(capsys, "compare", "ref.safetensors", "test.safetensors")
+    found = compared(capsys, "ref.safetensors", "test.safetensors", "--different-files", code=1)
+    assert found["first_divergence"] == "attn_out-1"
+    assert "Its input kqv_out-1 agrees, so the fault is in what makes it: the product with attn_output.weight" in found["answer"]
+    before = [row for row in found["taps"] if row["verdict"] == "within"]
+    assert len(before) >= 25
+    out, _ = ran(capsys, "compare", "ref.safetensors", "test.safetensors", "--different-files", code=1)
+    assert "≠ attn_out-1" in out
+
+
+def test_fingerprints_as_text_lines(capsys: Capture, tmp_path: Path) -> None:
+    model = make_gguf(tmp_path / "m.gguf", seed=3)
+    ran(capsys, "trace", model, "--tokens", IDS, "--fingerprint", "-o", "prints.txt")
+    lines = Path("prints.txt").read_text().splitlines()
+    assert lines[0].startswith(f"qsfp1-run tokens={IDS} engine=reference model=m.gguf")
+    assert sum(line.startswith("qsfp1 ") for line in lines) == 35
+    assert "expected --fingerprint" in refused(capsys, "trace", model, "--tokens", IDS, "-o", "values.txt")
+    assert not Path("values.txt").exists()
+
+
+def test_a_rotation_with_another_base_is_named(capsys: Capture, tmp_path: Path) -> None:
+    """The engine reads a file whose rope.freq_base is wrong; everything else is the same."""
+    good = make_gguf(tmp_path / "good.gguf", seed=5)
+    bad = make_gguf(tmp_path / "bad.gguf", seed=5, metadata={"llama.rope.freq_base": 500000.0})
+    ran(capsys, "trace", good, "--tokens", IDS, "-o", "ref.safetensors")
+    ran(capsys, "trace", bad, "--engine", "llama.cpp", "--kv", "F32", "--tokens", IDS, "-o", "test.safetensors")
+    found = compared(capsys, "ref.safetensors", "test.safetensors", "--different-files", code=1)
+    assert found["first_divergence"] == "Qcur-0"
+    assert "Its input Qcur_pre-0 agrees, so the fault is in what makes it: RoPE" in found["answer"]
+    assert re.search(r"500,?000", found["rotation"])
+
+
+def test_other_tokens_are_refused(capsys: Capture) -> None:
+    ran(capsys, "trace", STORIES, "--tokens", "1,403,407", "-o", "a.safetensors")
+    ran(capsys, "trace", STORIES, "--tokens", "403,407", "-o", "b.safetensors")
+    assert "differ first at position 0: 1 against 403" in refused(capsys, "compare", "a.safetensors", "b.safetensors")
+
+
+def test_a_nan_in_a_trace(capsys: Capture) -> None:
+    ran(capsys, "trace", STORIES, "--tokens", "1,403,407", "-o", "a.safetensors")
+    trace = load(Path("a.safetensors"))
+    full = trace.find("ffn_up-1", Full)
+    assert full is not None
+    full.values[2, 7] = float("nan")
+    save(trace, Path("b.safetensors"))
+    found = compared(capsys, "a.safetensors", "b.safetensors", code=1)
+    assert found["first_divergence"] == "ffn_up-1"
+    row = next(r for r in found["taps"] if r["tap"] == "ffn_up-1")
+    assert row["nmse"] is None  # JSON has no infinity
+    assert row["worst"]["index"] == [2, 7]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("trace", "no.gguf"), "no such file"),
+        (("trace", STORIES, "--tokens", "1", "--prompt", "x"), "Leave one out"),
+        (("trace", STORIES, "--tokens", "x"), "no token id"),
+        (("trace", STORIES, "--tokens", "99999"), "no token of this model"),
+        (("trace", STORIES, "--engine", "candle"), "candle"),
+        (("trace", STORIES, "--taps", "("), "regular expression"),
+        (("trace", STORIES, "--taps", "zzz"), "matches none of the"),
+        (("trace", STORIES, "--engine", "llama.cpp", "--arithmetic", "ggml"), "--arithmetic ggml"),
+        (("trace", STORIES, "-o", "no/folder/t.safetensors"), "could not be written"),
+        (("compare", "a.safetensors", "b.safetensors"), "no such file, expected a trace"),
+        (("compare", STORIES, STORIES), "expected a trace"),
+    ],
+)
+def test_bad_input(capsys: Capture, tmp_path: Path, arguments: tuple[str | Path, ...], expected: str) -> None:
+    assert expected in refused(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
