@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantscope.kld_base import KldBase
 from quantscope.logit_stats import all_pairs, logit_stats
 from quantscope.meters import NEXT_FIELDS, Record, join_batches, tap_list
 from quantscope.model.taps import EMBD
 from quantscope.results import (
     STUDY_VERSION,
+    BaseInfo,
     Generated,
     LayerRow,
     LogitStats,
@@ -38,12 +40,13 @@ def assemble(job: Job, records: Mapping[str, Sequence[Record]], provenance: dict
     joined = {name: join_batches(parts) for name, parts in records.items()}
     walks = [(s, joined[s.name]) for s in job.stages if s.name != "floor"]
     (first, table), (last, whole) = walks[0], walks[-1]  # the same one, unless there is a prompt and a text
-    tokens = generated(job, table["next"], has_reference=first.has_reference)
+    tokens = generated(job, table["next"][first.row(0) :], has_reference=first.has_reference)
     prompt, text = job.inputs.prompt, job.inputs.text
     return Study(
         version=STUDY_VERSION,
-        original=job.lineup.candidates[0].member.name if job.lineup.has_original else None,
-        variants=tuple(
+        original=base_name(job) if job.base else job.lineup.candidates[0].member.name if job.lineup.has_original else None,
+        variants=_of_base(job, last, whole)
+        + tuple(
             _variant(c, layer_rows(first, table, m), (tokens[m],), stats_of(last, whole, m), op_rows(last, whole, m))
             for m, c in enumerate(job.lineup.candidates)
         ),
@@ -55,14 +58,36 @@ def assemble(job: Job, records: Mapping[str, Sequence[Record]], provenance: dict
         plan=last.plan,
         floor=floor(joined["floor"]) if "floor" in joined else None,
         paired=paired(last, whole),
+        base=base_info(job.base, whole) if job.base else None,
     )
+
+
+def base_name(job: Job) -> str:
+    """The base's file name, its whole path where a variant has that name."""
+    assert job.base is not None
+    name = job.base.path.name
+    return str(job.base.path) if name in {c.member.name for c in job.lineup.candidates} else name
+
+
+def _of_base(job: Job, stage: Stage, record: Record) -> tuple[Variant, ...]:
+    """The original of which nothing but its log-probabilities is here."""
+    if job.base is None:
+        return ()
+    stats = logit_stats(log_p=record["log_p"][0], n_positions=record["log_p"][0].size)
+    return (Variant(base_name(job), {}, None, None, logits=stats, path=str(job.base.path)),)
+
+
+def base_info(base: KldBase, record: Record) -> BaseInfo:
+    n_chunks = record["mass"].shape[1]
+    missing = max(0.0, 1 - float(record["mass"].mean()))  # rounding of the codes may bring the sum above 1
+    return BaseInfo(str(base.path), base.sha256, base.n_chunk, base.largest_step(n_chunks), missing)
 
 
 def layer_rows(stage: Stage, record: Record, member: int) -> tuple[LayerRow, ...]:
     """The layer table of one variant; with the errors where it is compared with an original."""
     config = stage.members[0].weights.config
-    at = dict(zip(tap_list(config), map(TapStats.from_vector, record["taps"][member]), strict=True))
-    compared = _compared(stage, member)
+    at = dict(zip(tap_list(config), map(TapStats.from_vector, record["taps"][stage.row(member)]), strict=True))
+    compared = stage.has_reference and member > 0
     rows = []
     for i in range(config.n_layer):
         out, act, before = at[f"l_out-{i}"], at[f"ffn_swiglu-{i}"], at[f"l_out-{i - 1}" if i else EMBD]
@@ -74,10 +99,11 @@ def layer_rows(stage: Stage, record: Record, member: int) -> tuple[LayerRow, ...
 def op_rows(stage: Stage, record: Record, member: int) -> tuple[OpRow, ...]:
     """Every tap of one variant over the whole input; taps the architecture lacks have no row."""
     rows = []
-    for name, vector in zip(tap_list(stage.members[0].weights.config), record["taps"][member], strict=True):
+    compared = stage.has_reference and member > 0
+    for name, vector in zip(tap_list(stage.members[0].weights.config), record["taps"][stage.row(member)], strict=True):
         tap, dash, number = name.rpartition("-")
         if TapStats.from_vector(vector).n:
-            rows.append(op_row(tap if dash else name, int(number) if dash else None, vector, compared=_compared(stage, member)))
+            rows.append(op_row(tap if dash else name, int(number) if dash else None, vector, compared=compared))
     return tuple(rows)
 
 
@@ -94,12 +120,13 @@ def generated(job: Job, rows: Floats, *, has_reference: bool) -> list[Generated]
 
 def stats_of(stage: Stage, record: Record, member: int) -> LogitStats:
     """Logits of one variant beside the original's: [C,P] of each quantity."""
-    compared, log_p = _compared(stage, member), record.get("log_p")
+    row, log_p = stage.row(member), record.get("log_p")
+    compared = stage.compares and row > 0
     n_chunks = record["kl" if "kl" in record else "log_p"].shape[1] if "kl" in record or log_p is not None else len(stage.ids)
     return logit_stats(
-        kl=record["kl"][member] if compared else None,
-        same_top=record["same_top"][member] if compared else None,
-        log_p=None if log_p is None else log_p[member],
+        kl=record["kl"][row] if compared else None,
+        same_top=record["same_top"][row] if compared else None,
+        log_p=None if log_p is None else log_p[row],
         ref_log_p=log_p[0] if log_p is not None and compared else None,
         n_positions=n_chunks * (stage.last - stage.first),
     )
@@ -107,7 +134,7 @@ def stats_of(stage: Stage, record: Record, member: int) -> LogitStats:
 
 def paired(stage: Stage, record: Record) -> tuple[Paired, ...]:
     """Every two variants, position by position; nothing without an original."""
-    return all_pairs([m.name for m in stage.members[1:]], list(record["kl"][1:])) if stage.has_reference else ()
+    return all_pairs([m.name for m in stage.compared], list(record["kl"][1:])) if stage.compares else ()
 
 
 def text_info(given: TextInfo, record: Record) -> TextInfo:
@@ -119,10 +146,6 @@ def text_info(given: TextInfo, record: Record) -> TextInfo:
 def floor(record: Record) -> NumericalFloor:
     kl = record["kl"][1]
     return NumericalFloor(float(kl.mean()), float(kl.max()), kl.size)
-
-
-def _compared(stage: Stage, member: int) -> bool:
-    return stage.has_reference and member > 0
 
 
 def _variant(

@@ -35,14 +35,14 @@ class Given:
     options: StudyOptions
     stage: str
     plan: PlanInfo  # the driver's
-    hashes: tuple[tuple[str, str], ...]  # path of a model file, its SHA-256
+    hashes: tuple[tuple[str, str], ...]  # path of a model file or the base, its SHA-256
     threads: int
 
 
 class ClusterRun:
     """Computes batches of one stage on the cluster; call it with their numbers in rising order.
 
-    hashes: path → SHA-256 of every model file.  numbers: of the batches that will be asked for.  n_cpus: of the whole cluster.
+    hashes: path → SHA-256 of every model file and of the base.  numbers: of the batches that will be asked for.  n_cpus: of the cluster.
     Workers use as many threads as this process does, since a matrix product's bits may depend on that.
     """
 
@@ -75,7 +75,7 @@ class ClusterRun:
                 f"({type(e).__name__}). Its machines were lost or ran out of memory: see `ray status`. Every batch finished before is kept "
                 f"in --out DIR: give the same command again, with a smaller --memory if need be."
             ) from e
-        return join_groups(records, has_reference=self.stage.has_reference)
+        return join_groups(records, has_reference=self.stage.compares)
 
     def _submit(self, number: int) -> None:
         if number not in self.under_way:
@@ -84,8 +84,13 @@ class ClusterRun:
 
 def _with_absolute_paths(options: StudyOptions) -> StudyOptions:
     """A worker has a working folder of its own."""
-    text = options.text and options.text.absolute()
-    return replace(options, models=tuple(map(_absolute, options.models)), ref=options.ref and _absolute(options.ref), text=text)
+    return replace(
+        options,
+        models=tuple(map(_absolute, options.models)),
+        ref=options.ref and _absolute(options.ref),
+        text=options.text and options.text.absolute(),
+        base=options.base and options.base.absolute(),
+    )
 
 
 def _absolute(path: str) -> str:
@@ -115,8 +120,9 @@ def _batch_of_a_group(given: Given, index: int, group: Sequence[int]) -> Record:
 def _prepared(options: StudyOptions, hashes: tuple[tuple[str, str], ...]) -> Job:
     """The study as this worker sees it, once per process.  Raises StudyMismatchError when its files are not those of the driver."""
     job = prepare(options)
+    all_found = job.hashes()
     for path, wanted in hashes:
-        found = next(c.source.sha256() for c in job.lineup.candidates if c.path == path)
+        found = all_found[path]
         if found != wanted:
             raise StudyMismatchError(
                 f"{path}: its content on a machine of the cluster (SHA-256 {found[:12]}…) differs from the one here ({wanted[:12]}…). "

@@ -27,13 +27,15 @@ N_SUMS = 16
 RELATIVE_SD = math.sqrt(2 / N_SUMS)  # of the estimated NMSE, at most: of a difference in a single element it is 0
 
 
-@inline
-def _signs(i: Any) -> Any:
-    """uint32 whose bit k is 1 where sign(k, i) = −1.  Source of the constants: C. Wellons' hash prospector ("lowbias32")."""
-    h = np.uint32(i) ^ np.uint32(0x9E3779B9)
-    h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D))
-    h = np.uint32((h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B))
+def sign_word(i: Any) -> Any:
+    """uint32 whose bit k is 1 where sign(k, i) = −1.  A golden-ratio multiple, then the finalizer of MurmurHash3."""
+    h = np.uint32((np.uint32(i) + np.uint32(1)) * np.uint32(0x9E3779B1))
+    h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
+    h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
     return np.uint32(h ^ (h >> np.uint32(16)))
+
+
+_sign_word = inline(sign_word)
 
 
 @kernel
@@ -41,7 +43,7 @@ def _add_up(x: Any, sums: Any) -> Any:
     """sums[k] += Σ sign(k, i)·x_i over x float32 [n]; returns Σ x², the largest magnitude (NaN beats all) and its first index."""
     squares, peak, at = 0.0, -1.0, 0
     for i in range(x.size):
-        h, v = _signs(i), np.float64(x[i])
+        h, v = _sign_word(i), np.float64(x[i])
         for k in range(N_SUMS):
             sums[k] += -v if (h >> np.uint32(k)) & np.uint32(1) else v
         squares += v * v
@@ -54,7 +56,7 @@ def _add_up(x: Any, sums: Any) -> Any:
 def sign_bits(n: int) -> Tensor:
     """The signs of the first n elements, bool [16,n]: True where sign(k, i) = −1.  For tests and for other implementations."""
     i = np.arange(n, dtype=np.uint32)
-    return torch.from_numpy((_signs.py_func(i) >> np.arange(N_SUMS, dtype=np.uint32)[:, None]) & 1).bool()
+    return torch.from_numpy((sign_word(i) >> np.arange(N_SUMS, dtype=np.uint32)[:, None]) & 1).bool()
 
 
 def fingerprint(x: Tensor, positions: Positions = None) -> Fingerprint:

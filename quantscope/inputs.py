@@ -22,12 +22,16 @@ from quantscope.tokenizers import Tokenizer, check_ids, from_source
 
 @dataclass(frozen=True)
 class Input:
-    """ids [B,T] int64; the positions first … last − 1 of each row are scored; what the report says about them."""
+    """ids [B,T] int64; the positions first … last − 1 of each row are scored; what the report says about them.
+
+    as_given: a text's ids before the first of each row became BOS, which is what files of other programs hold.
+    """
 
     ids: Tensor
     first: int
     last: int
     info: PromptInfo | TextInfo
+    as_given: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -109,13 +113,14 @@ def _text(options: StudyOptions, path: Path, tokenizer: Tokenizer, config: Model
             f"{path}: the text has {len(ids)} tokens, expected at least {2 * n}, two chunks of {n}. Give a longer text, or smaller chunks "
             f"with `--ctx {max(8, len(ids) // 2)}`."
         )
-    rows = torch.tensor(ids[: len(ids) // n * n]).reshape(-1, n)[: options.n_chunks]  # [B,T]
+    given = torch.tensor(ids[: len(ids) // n * n]).reshape(-1, n)[: options.n_chunks]  # [B,T]
+    rows = given.clone()
     if tokenizer.add_bos and tokenizer.bos_id is not None:
         rows[:, 0] = tokenizer.bos_id
     first, last = n // 2 if options.scoring == "llama.cpp" else 0, n - 1
     scored = len(rows) * (last - first)
     info = TextInfo(str(path), n_tokens=len(ids), n_ctx=n, n_chunks=len(rows), n_scored=scored, scoring=options.scoring)
-    return Input(rows, first, last, info)
+    return Input(rows, first, last, info, given)
 
 
 def read_text(path: Path) -> str:

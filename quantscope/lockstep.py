@@ -16,7 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from quantscope.model.forward import cast, check_ids, embed, layer, output_norm, tables
+from quantscope.model.arithmetic import cast
+from quantscope.model.forward import check_ids, embed, layer, output_norm, tables
 from quantscope.model.ops import exact_matmul, linear
 from quantscope.model.rope import RopeTables
 from quantscope.weights import WeightProvider

@@ -4,6 +4,9 @@ With r the original's logits, x a member's, p = softmax(r), q = softmax(x), lse 
 
     KL(p ‖ q) = Σ p·(ln p − ln q) = Σ e^(r − m)·(r − x) / Σ e^(r − m)  −  (lse_r − lse_x)
 
+An original whose log-probabilities come from a file, ln p = r, has lost those of the improbable tokens (r = −∞): the others are not
+normalized again, and what is lost contributes nothing,  KL = Σ p·(r − x) + Σ p · lse_x.
+
 m is the largest r so far; when it rises, the sums are scaled down (the online softmax of Milakov & Gimelshein 2018, arXiv:1805.02867).
 All sums are float64: what is left of rounding is 10⁻¹⁵ of the logits' differences, far below what float32 logits carry.
 """
@@ -23,13 +26,23 @@ TILE = 1 << 20  # logits that torch takes to float64 at a time: some 50 MB with 
 class LogitSums:
     """n positions of M members, fed slice by slice of the vocabulary; the results are complete after the last slice.
 
-    labels: int64 [n], the token that follows each position.  has_reference: member 0 is the original.  A member's results depend on its
+    labels: int64 [n], the token that follows each position.  has_reference: member 0 is the original.  stored: its logits are
+    log-probabilities from a file, whose rounding may make a divergence slightly negative.  A member's results depend on its
     own logits and the original's alone, bit for bit, and not on the number of threads.  Logits of −∞ are tokens of probability 0; NaN
     spreads to kl and log_p of its position.  On the CPU a numba kernel computes the sums, elsewhere torch.
     """
 
-    def __init__(self, n: int, n_members: int, *, labels: Tensor | None, has_reference: bool, device: torch.device | str = "cpu") -> None:
-        self.labels, self.has_reference = labels, has_reference
+    def __init__(
+        self,
+        n: int,
+        n_members: int,
+        *,
+        labels: Tensor | None,
+        has_reference: bool,
+        stored: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.labels, self.has_reference, self.stored = labels, has_reference, stored
         shape = n_members, n
         self.largest = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)  # m; NaN where a logit is NaN
         self.total = torch.zeros(shape, dtype=torch.float64, device=device)  # Σ e^(x − m)
@@ -102,9 +115,17 @@ class LogitSums:
     def kl(self) -> Tensor:
         """KL(original ‖ member) [nats], float64 [M,n] ≥ 0 (rounding below zero is cut); the original's own row is 0."""
         lse = self.lse
-        kl = (self.cross / self.total[0] - (lse[0] - lse)).clamp_(min=0)
+        if self.stored:
+            kl = self.cross * self.largest[0].exp() + self.mass * lse
+        else:
+            kl = (self.cross / self.total[0] - (lse[0] - lse)).clamp_(min=0)
         kl[0] = 0
         return kl
+
+    @property
+    def mass(self) -> Tensor:
+        """Σ eʳ of a stored original, float64 [n]: 1 less the probability of the tokens it has lost."""
+        return self.lse[0].exp()
 
     @property
     def top_id(self) -> Tensor:

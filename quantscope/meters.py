@@ -7,14 +7,16 @@ A batch becomes a *record*, named arrays that can be stored, sent and put togeth
     same_top  bool    [M,C,P]  the same most probable token                                where there is an original
     log_p     float64 [M,C,P]  ln probability of the token that follows                    of a text
     next      float64 [M,5]    the token after the first chunk: NEXT_FIELDS                 of the first batch
+    mass      float64 [1,C,P]  probability of the tokens that the base has kept             where the original is a base
 
-C chunks, P scored positions each, M members, K taps in the order of ``tap_list``.
+C chunks, P scored positions each, M members, K taps in the order of ``tap_list``.  Where the original is a *base*, log-probabilities in a
+file, it comes before the members as row 0 of everything, with nothing in taps and next: its weights are not here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -39,11 +41,22 @@ def tap_list(config: ModelConfig) -> tuple[str, ...]:
     return (EMBD, *(f"{name}-{i}" for i in range(config.n_layer) for name in names), HEAD_TAPS[0])
 
 
+class Base(Protocol):
+    """Stored log-probabilities of the scored positions, which are counted from 0 in each chunk of the whole input."""
+
+    def log_probs(self, chunk: NDArray[Any], position: NDArray[Any], ids: slice) -> Tensor:
+        """ln p of these ids: [n] and [n] → float32 [n,v]; −∞ where it was not kept."""
+
+    def log_p_of_labels(self, chunks: slice) -> NDArray[np.float64]:
+        """ln p of the token that follows each scored position, [C,P]."""
+
+
 class BatchMeter:
     """An Observer of one batch.
 
     ids: [C,T], ``chunk0`` is the number of the first row in the whole input.  Positions first … last − 1 of each row are scored; logits
-    come for first … T − 1.  labelled: the token after each scored position counts.
+    come for first … T − 1.  labelled: the token after each scored position counts.  has_reference: member 0 is the original.  base: what
+    stands in for one that is no member.
     """
 
     def __init__(
@@ -58,12 +71,14 @@ class BatchMeter:
         has_reference: bool,
         labelled: bool,
         positions: Literal["all", "last"] = "all",
+        base: Base | None = None,
     ) -> None:
         self.ids, self.chunk0, self.first, self.last, self.positions = ids, chunk0, first, last, positions
-        self.n_members, self.has_reference, self.labelled = n_members, has_reference, labelled
+        self.base, self.lead = base, int(base is not None)  # rows before the members'
+        self.n_rows, self.has_reference, self.labelled = self.lead + n_members, has_reference, labelled
         self.index = {name: k for k, name in enumerate(taps)}
         self.taps = self.index.keys()
-        self.summaries = empty((n_members, len(taps)))  # [M,K,N]
+        self.summaries = empty((self.n_rows, len(taps)))  # [M,K,N]
         self.n_positions = ids.shape[1] - first  # per chunk, that go through the head
         self.done: list[LogitSums] = []
         self.next: list[list[Tensor]] = []  # per slice of the vocabulary, the logits [v] of each member
@@ -74,18 +89,29 @@ class BatchMeter:
             position0 = x.shape[1] - 1
             x, ref = x[:, -1:], None if ref is None else ref[:, -1:]
         vectors = measure(ref, x, chunk0=self.chunk0 + chunk, position0=position0)  # [b,N]
-        at = member, self.index[name]
+        at = self.lead + member, self.index[name]
         self.summaries[at] = merge(self.summaries[at], fold(vectors))
 
     def logits(self, start: int, first_id: int, members: Sequence[Tensor]) -> None:
         n, P = len(members[0]), self.n_positions
         if first_id == 0:
             labels = self._following()[start : start + n].to(members[0].device) if self.labelled else None
-            sums = LogitSums(n, self.n_members, labels=labels, has_reference=self.has_reference, device=members[0].device)
+            compares, stored = self.has_reference or self.base is not None, self.base is not None
+            sums = LogitSums(n, self.n_rows, labels=labels, has_reference=compares, stored=stored, device=members[0].device)
             self.done.append(sums)
-        self.done[-1].add(first_id, members)
+        reference = [] if self.base is None else [self._stored(self.base, start, first_id, members[0])]
+        self.done[-1].add(first_id, [*reference, *members])
         if self.chunk0 == 0 and start <= P - 1 < start + n:
             self.next.append([x[P - 1 - start].double().cpu() for x in members])
+
+    def _stored(self, base: Base, start: int, first_id: int, beside: Tensor) -> Tensor:
+        """The base's log-probabilities of the same positions and ids as a member's logits [n,v]; 0 at positions that are not scored."""
+        chunk, position = np.divmod(start + np.arange(len(beside)), self.n_positions)
+        scored = position < self.last - self.first
+        out = torch.zeros(beside.shape)
+        ids = slice(first_id, first_id + beside.shape[-1])
+        out[torch.from_numpy(scored)] = base.log_probs(self.chunk0 + chunk[scored], position[scored], ids)
+        return out.to(beside.device)
 
     def _following(self) -> Tensor:
         """The token after each position that goes through the head, [C·P]; the last of a chunk has none and is not scored."""
@@ -95,18 +121,23 @@ class BatchMeter:
     def record(self) -> Record:
         """Everything measured; the walk is over."""
         out: Record = {"taps": self.summaries}
-        if self.has_reference:
+        if self.has_reference or self.base is not None:
             out["kl"], out["same_top"] = self._scored("kl"), self._scored("same_top")
         if self.labelled:
             out["log_p"] = self._scored("log_p")
         if self.next:
-            out["next"] = _next_tokens([torch.cat(parts) for parts in zip(*self.next, strict=True)], self.has_reference)
+            tokens = _next_tokens([torch.cat(parts) for parts in zip(*self.next, strict=True)], self.has_reference)
+            out["next"] = np.concatenate([np.full((self.lead, len(NEXT_FIELDS)), np.nan), tokens])
+        if self.base is not None:
+            out["log_p"][0] = self.base.log_p_of_labels(slice(self.chunk0, self.chunk0 + len(self.ids)))
+            out["mass"] = self._scored("mass")
         return out
 
     def _scored(self, what: str) -> NDArray[Any]:
-        """One result of the LogitSums at the scored positions, [M,C,P]."""
-        flat = torch.cat([getattr(sums, what).cpu() for sums in self.done], dim=1)  # [M, C·P]
-        return flat.reshape(self.n_members, len(self.ids), -1)[:, :, : self.last - self.first].contiguous().numpy()
+        """One result of the LogitSums at the scored positions, [M,C,P]; [1,C,P] of one that all members share."""
+        flat = torch.cat([getattr(sums, what).cpu() for sums in self.done], dim=-1)  # [M, C·P] or [C·P]
+        shape = -1, len(self.ids), self.n_positions
+        return flat.reshape(shape)[:, :, : self.last - self.first].contiguous().numpy()
 
 
 def _next_tokens(logits: Sequence[Tensor], has_reference: bool) -> NDArray[np.float64]:
@@ -121,7 +152,8 @@ def _next_tokens(logits: Sequence[Tensor], has_reference: bool) -> NDArray[np.fl
 
 def join_batches(records: Sequence[Mapping[str, NDArray[Any]]]) -> Record:
     """The record of several batches in their order: positions one after the other, tap summaries merged from the first on."""
-    out: Record = {key: np.concatenate([r[key] for r in records], axis=1) for key in ("kl", "same_top", "log_p") if key in records[0]}
+    by_position = [key for key in ("kl", "same_top", "log_p", "mass") if key in records[0]]
+    out: Record = {key: np.concatenate([r[key] for r in records], axis=1) for key in by_position}
     out["taps"] = records[0]["taps"]
     for record in records[1:]:
         out["taps"] = merge(out["taps"], record["taps"])
@@ -129,7 +161,7 @@ def join_batches(records: Sequence[Mapping[str, NDArray[Any]]]) -> Record:
 
 
 def join_groups(records: Sequence[Mapping[str, NDArray[Any]]], *, has_reference: bool) -> Record:
-    """The record of all members from those of groups, each of which had the original as its first member (where there is one).
+    """The record of all members from those of groups, each of which had the original in its first row (where there is one).
 
     Raises ArithmeticError when the groups' originals differ: the groups did not run on the same numbers.
     """

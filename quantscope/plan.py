@@ -41,24 +41,27 @@ def make_plan(
     n_scored: int,
     memory: int,
     bytes_per_value: int = 4,
+    n_stored: int = 0,
 ) -> PlanInfo:
     """The plan for ``n_chunks`` rows of ``n_ctx`` tokens, of which ``n_scored`` positions each go through the head.
 
-    stored: how the file holds the tensors; types: how each variant holds them (the original's are ``stored``).
+    stored: how the file holds the tensors; types: how each variant holds them (the original's are ``stored``).  n_stored: distributions
+    that are read from a file beside the variants' own.
     Raises UsageError when not even one chunk fits, with the bound that would do.
     """
     M, E, V = len(types), config.n_embd, config.n_vocab
+    L = M + n_stored  # logits side by side
     fixed = RUNTIME + _weights(config, shapes, stored, types, bytes_per_value)
     stream = M * n_ctx * E * bytes_per_value  # hidden states of a chunk
     work = n_ctx * _channels_at_work(config) * bytes_per_value  # a chunk in a layer
     ids = max(1, min(V, BAND_BYTES // (bytes_per_value * E)))
 
     def positions(chunks: int) -> int:
-        return max(1, min(SLICE_POSITIONS, chunks * n_scored, LOGIT_BYTES // (M * ids * bytes_per_value)))
+        return max(1, min(SLICE_POSITIONS, chunks * n_scored, LOGIT_BYTES // (L * ids * bytes_per_value)))
 
     def needed(chunks: int, in_slice: int) -> int:
         n = positions(chunks)
-        head = n * M * (ids + E) * bytes_per_value + ids * E * bytes_per_value
+        head = n * (L * ids + M * E) * bytes_per_value + ids * E * bytes_per_value
         return fixed + chunks * stream + max(in_slice * work, head)
 
     if needed(1, 1) > memory:

@@ -39,8 +39,10 @@ class StudyOptions:
     scoring: Literal["llama.cpp", "all"] = "llama.cpp"  # the second half of each chunk, as llama-perplexity does, or all of it
     until_ci: float | None = None  # stop when every mean KL is known to this relative half-width of its 95 % interval
     memory_bytes: int = DEFAULT_MEMORY  # what the process may use, all in all
+    base: Path | None = None  # llama-perplexity's file of log-probabilities of the text, in place of an original
     device: str = "cpu"
     dtype: Literal["float32", "float64"] = "float32"
+    engines: tuple[str, ...] = ()  # other engines to run on each file, and to compare with the reference
     ray: str | None = None  # address of a Ray cluster that computes the batches; None: this process does
 
 
@@ -276,12 +278,46 @@ class NumericalFloor:
 
 
 @dataclass(frozen=True)
+class BaseInfo:
+    """The file that the original's distributions come from, and what its 16 bits leave of them."""
+
+    path: str
+    sha256: str
+    n_chunks: int  # in the file; the text's that were run may be fewer
+    step_nats: float  # the largest between neighbouring log-probabilities: one is off by half of it at most
+    missing: float  # mean probability of the tokens too improbable for it, more than 16 nats below: they are in no KL divergence
+
+
+@dataclass(frozen=True)
 class Finding:
     """One sentence (or a few) with the numbers it rests on."""
 
     id: str
     text: str
     evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """NMSE at one tap of an engine's run."""
+
+    tap: str  # "l_out-3", "result_output"
+    quantization: float | None  # the original, exact → this file, exact; None without an original
+    engine: float  # this file, exact → the engine on it
+    predicted: float | None  # this file, exact → the engine's arithmetic, emulated; None where nothing but the order of sums is expected
+
+
+@dataclass(frozen=True)
+class EngineRun:
+    """One engine on one file and the study's prompt."""
+
+    variant: str
+    engine: str
+    engine_version: str | None = None
+    agrees: bool | None = None  # every tap within the floor that its arithmetic predicts; None when it failed
+    answer: str | None = None  # where it parts from the reference, or that it does not
+    failure: str | None = None  # in the engine's own words
+    rows: tuple[EngineRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -300,6 +336,8 @@ class Study:
     plan: PlanInfo | None = None  # of the text, or of the prompt where there is no text
     floor: NumericalFloor | None = None  # None without an original, and for float64 arithmetic
     paired: tuple[Paired, ...] = ()  # every two variants
+    engines: tuple[EngineRun, ...] = ()  # of other engines on the files, where asked for
+    base: BaseInfo | None = None  # where the original is a file of log-probabilities; then nothing else is known of it
 
     def neighbours(self) -> tuple[Paired, ...]:
         """The comparisons of neighbours in the order of their KL divergence, from the original on: b is the one farther away."""

@@ -13,6 +13,7 @@ import hashlib
 import platform
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 from quantscope import __version__
 from quantscope.assemble import assemble
 from quantscope.cluster import ClusterRun, connected
+from quantscope.engine_effects import MOST_TOKENS, check_engines, engine_runs
 from quantscope.findings import complete
 from quantscope.logit_stats import relative_half_width
 from quantscope.meters import Record
@@ -44,6 +46,7 @@ def run_study(options: StudyOptions, monitor: Monitor = SILENT, folder: Path | N
     is there and finished makes room for this one.
     Raises QuantscopeErrors for models, prompts, texts and options that cannot be used, before anything is computed.
     """
+    check_engines(options.engines)
     job = prepare(options)
     with connected(options.ray) if options.ray else nullcontext(0) as n_cpus:
         if folder is None:
@@ -52,7 +55,19 @@ def run_study(options: StudyOptions, monitor: Monitor = SILENT, folder: Path | N
             with StudyStore.open(folder, identity(job, options), replace_finished=replace_finished) as store:
                 records = _run(job, options, monitor, store, n_cpus)
                 store.finish()
-    return complete(assemble(job, records, _provenance(job, options)))
+    study = assemble(job, records, _provenance(job, options))
+    if options.engines:
+        study = replace(study, engines=engine_runs(job.lineup, _engine_tokens(job), options.engines, monitor))
+    return complete(study)
+
+
+def _engine_tokens(job: Job) -> list[int]:
+    """What other engines are run on: the prompt, else the beginning of the text."""
+    prompt, text = job.inputs.prompt, job.inputs.text
+    if prompt is not None:
+        return [int(i) for i in prompt.ids[0]]
+    assert text is not None
+    return [int(i) for i in text.ids[0, :MOST_TOKENS]]
 
 
 def _run(job: Job, options: StudyOptions, monitor: Monitor, store: StudyStore | None, n_cpus: int) -> dict[str, list[Record]]:
@@ -67,7 +82,7 @@ def _run(job: Job, options: StudyOptions, monitor: Monitor, store: StudyStore | 
             monitor.note(_resumed(stage, len(there)))
         monitor.begin(stage.name, stage.n_batches * stage.n_steps, stage.ids.numel())
         on_cluster = n_cpus and stage.labelled and missing
-        compute = ClusterRun(options, stage, _hashes(job), missing, n_cpus) if on_cluster else _here(stage, monitor)
+        compute = ClusterRun(options, stage, job.hashes(), missing, n_cpus) if on_cluster else _here(stage, monitor)
         out[stage.name] = run_stage(stage, options.until_ci, compute, monitor, store)
     return out
 
@@ -91,7 +106,7 @@ def run_stage(stage: Stage, until_ci: float | None, compute: Compute, monitor: M
                 store.put(stage.name, index, record)
         done.append(record)
         monitor.step(stage.name, (index + 1) * stage.n_steps, f"batch {index + 1}/{stage.n_batches}")
-        if stage.labelled and stage.has_reference and _known(stage, done, until_ci, monitor):
+        if stage.labelled and stage.compares and _known(stage, done, until_ci, monitor):
             break
     return done
 
@@ -99,7 +114,7 @@ def run_stage(stage: Stage, until_ci: float | None, compute: Compute, monitor: M
 def _known(stage: Stage, done: list[Record], until_ci: float | None, monitor: Monitor) -> bool:
     """Whether every mean KL divergence is known to ``until_ci``; tells the monitor the means so far."""
     kl = np.concatenate([r["kl"] for r in done], axis=1)  # [M,C,P]
-    monitor.scores({m.name: float(x.mean()) for m, x in zip(stage.members[1:], kl[1:], strict=True)})
+    monitor.scores({m.name: float(x.mean()) for m, x in zip(stage.compared, kl[1:], strict=True)})
     return until_ci is not None and all(relative_half_width(x) <= until_ci for x in kl[1:])
 
 
@@ -122,7 +137,7 @@ def identity(job: Job, options: StudyOptions) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "quantscope": __version__,
-        "models": _hashes(job),
+        "models": {c.path: c.source.sha256() for c in job.lineup.candidates if c.path},
         "options": {
             "--types": list(options.types),
             "--ref": options.ref,
@@ -133,16 +148,13 @@ def identity(job: Job, options: StudyOptions) -> dict[str, Any]:
             "--chunks": options.n_chunks,
             "--positions": options.positions,
             "--scoring": options.scoring,
+            "--kl-divergence-base": job.base.sha256 if job.base else None,
             "--dtype": options.dtype,
             "--device": options.device,
         },
         "plan": {s.name: [s.plan.n_batches, s.plan.chunks_per_batch, s.plan.chunks_per_slice] for s in job.stages},
         "arithmetic": {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()},
     }
-
-
-def _hashes(job: Job) -> dict[str, str]:
-    return {c.path: c.source.sha256() for c in job.lineup.candidates if c.path}
 
 
 def _provenance(job: Job, options: StudyOptions) -> dict[str, object]:
@@ -158,5 +170,5 @@ def _provenance(job: Job, options: StudyOptions) -> dict[str, object]:
         "device": options.device,
         "threads": torch.get_num_threads(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "files": _hashes(job),
+        "files": job.hashes(),
     }

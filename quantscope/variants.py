@@ -61,11 +61,16 @@ def line_up(options: StudyOptions) -> Lineup:
             f"`--types` quantizes one model in memory, but {len(options.models)} models were given. Give one model with `--types`, or "
             f"several models without it: each file is then a variant as it is."
         )
+    if options.base and options.ref:
+        raise UsageError(
+            "`--kl-divergence-base` and `--ref` both say what the models are compared with, expected one of them. Give the --ref model as "
+            "one more MODEL to see it beside the base."
+        )
     files = {path: Weights(open_source(path), device=options.device) for path in _paths(options)}
     _same_model(files)
     names = _names(list(files))
-    original = _original(options, files)
-    notes = _notes(files, original, bool(options.types))
+    original = None if options.base else _original(options, files)
+    notes = _notes(files, original is None and not options.base, bool(options.types))
     order = sorted(files, key=lambda p: p != original)  # stable: the original first
     dtype = getattr(torch, options.dtype)
     candidates = [_file_candidate(files[p], names[p], p, dtype) for p in order]
@@ -97,9 +102,9 @@ def _unquantized(weights: Weights) -> bool:
     return all(weights.stored(name).qtype.name in UNQUANTIZED for name in weights.stored_names())
 
 
-def _notes(files: dict[str, Weights], original: str | None, quantizing: bool) -> list[str]:
+def _notes(files: dict[str, Weights], uncompared: bool, quantizing: bool) -> list[str]:
     notes = []
-    if original is None:
+    if uncompared:
         notes.append("No original: no file is the only unquantized one, so errors and KL divergence are missing. Name it with `--ref`.")
     for path, w in files.items():
         if quantizing and not _unquantized(w):

@@ -13,7 +13,7 @@ PROMPT = "It was a dark and stormy"
 CHUNKS = 8  # of 512 tokens: enough positions to order the presets, and done within a minute
 
 
-def demo(out: Out = None, json: Json = False) -> None:
+def demo(out: Out = None, json: Json = False) -> int:
     """Run a study on the bundled model: a small Llama trained on English books, in five quantizations."""
     from quantscope.cli.study import study_and_show
     from quantscope.results import DEFAULT_TYPES, StudyOptions
@@ -21,7 +21,7 @@ def demo(out: Out = None, json: Json = False) -> None:
     options = StudyOptions(
         models=(str(bundled(MODEL)),), types=DEFAULT_TYPES, prompt=PROMPT, text=bundled(TEXT), n_ctx=512, n_chunks=CHUNKS
     )
-    study_and_show(options, out or Path("quantscope-demo"), json)
+    return study_and_show(options, out or Path("quantscope-demo"), json)
 
 
 def bundled(name: str) -> Path:

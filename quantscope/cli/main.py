@@ -16,7 +16,10 @@ from quantscope import __version__
 from quantscope.cli.compare import compare
 from quantscope.cli.console import complain
 from quantscope.cli.demo import demo
+from quantscope.cli.golden import golden
+from quantscope.cli.import_ import import_
 from quantscope.cli.inspect import inspect
+from quantscope.cli.kld_base import kld_base
 from quantscope.cli.study import study
 from quantscope.cli.trace import trace
 from quantscope.errors import QuantscopeError, UsageError
@@ -39,7 +42,10 @@ app = typer.Typer(
 app.command(short_help="The whole analysis of a bundled trained model.")(demo)
 app.command(short_help="One model in many quantizations, layer by layer.")(study)
 app.command(short_help="What one engine shows at every tap.")(trace)
+app.command("import", short_help="A trace of another engine's log, dump or table.")(import_)
 app.command(short_help="Two traces tap by tap, and where they part.")(compare)
+app.add_typer(golden, name="golden", short_help="Expected values for an engine's own tests.")
+app.command("kld-base", short_help="The file that llama-perplexity compares quantizations with.")(kld_base)
 app.command(short_help="Tensors, types, bits per weight and metadata.")(inspect)
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from quantscope.results import StudyOptions
 
 
+DIVERGED, FAILED = 1, 2  # exit codes: an engine differs, an engine failed
+
+
 class Positions(str, Enum):
     all = "all"
     last = "last"
@@ -43,6 +46,15 @@ Types = Annotated[
     ),
 ]
 Ref = Annotated[str | None, typer.Option(metavar="MODEL", help="The original that the given files are compared with.")]
+Base = Annotated[
+    Path | None,
+    typer.Option(
+        "--kl-divergence-base",
+        metavar="BASE",
+        help="llama-perplexity's file of log-probabilities of the text, in place of an original.",
+        show_default=False,
+    ),
+]
 Prompt = Annotated[str | None, typer.Option(metavar="TEXT", help="Text to continue.  [default: Once upon a time]", show_default=False)]
 Tokens = Annotated[str | None, typer.Option(metavar="ID,ID,...", help="Token ids instead of a prompt.")]
 Text = Annotated[Path | None, typer.Option(metavar="FILE", help="UTF-8 text for KL divergence and perplexity.")]
@@ -59,6 +71,12 @@ UntilCi = Annotated[
     typer.Option(metavar="PERCENT", help="Stop when every mean KL is known to this part of itself, as in 5%.", show_default=False),
 ]
 Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Bound of the memory in use, as in 800M or 4G.  [default: 4G]")]
+Engines = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine", metavar="NAME", help="Also run llama.cpp or transformers on each file; may be given twice.", show_default=False
+    ),
+]
 Ray = Annotated[
     str | None,
     typer.Option(metavar="ADDRESS", help='Compute on a Ray cluster: its address, or "local" to start one here.', show_default=False),
@@ -74,6 +92,7 @@ def study(
     models: Models,
     types: Types = None,
     ref: Ref = None,
+    kl_divergence_base: Base = None,
     prompt: Prompt = None,
     tokens: Tokens = None,
     text: Text = None,
@@ -85,42 +104,54 @@ def study(
     memory: Memory = None,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = Dtype.float32,
+    engine: Engines = None,
     ray: Ray = None,
     out: Out = None,
     json: Json = False,
-) -> None:
+) -> int:
     """Run variants of a model side by side and show where and how much they differ.
 
     One MODEL: it is the original, and the variants are quantized from it in memory (--types).  Several MODELs, or one and --ref: each
     file is a variant as it is.
 
+    With --engine, files are taken as they are, and each engine is compared with an exact run of the same file on the prompt.
+
+    With --kl-divergence-base the files are compared with the distributions in it, and MODEL is a variant as any other.
+
     With --text, finished batches are kept in DIR: a study that was interrupted goes on where it was when the same command is given again.
     """
     from quantscope.results import StudyOptions
 
+    if types is not None and engine:
+        raise UsageError(
+            "--engine runs files, and --types makes variants in memory: expected one of them. Write the files with llama-quantize "
+            "and give them instead of --types."
+        )
     _check(models, types, ref, prompt, tokens, text, {"--ctx": ctx, "--chunks": chunks, "--until-ci": until_ci, "--ray": ray})
     options = StudyOptions(
         models=tuple(models),
-        types=_types(types, alone=len(models) == 1 and ref is None),
+        types=_types(types, alone=len(models) == 1 and ref is None and not engine and kl_divergence_base is None),
         ref=ref,
         prompt=prompt,
         tokens=None if tokens is None else parse_ids(tokens),
         text=text,
-        n_ctx=ctx or StudyOptions.n_ctx,
+        n_ctx=ctx or (StudyOptions.n_ctx if kl_divergence_base is None else _ctx_of(kl_divergence_base)),
         n_chunks=chunks,
         positions=positions.value,
         scoring=scoring.value,
         until_ci=None if until_ci is None else parse_share(until_ci),
         memory_bytes=StudyOptions.memory_bytes if memory is None else parse_memory(memory),
+        base=kl_divergence_base,
         device=device.value,
         dtype=dtype.value,
+        engines=tuple(engine or ()),
         ray=ray,
     )
-    study_and_show(options, out or default_folder(models[0]), json, keep=out is not None)
+    return study_and_show(options, out or default_folder(models[0]), json, keep=out is not None)
 
 
-def study_and_show(options: StudyOptions, out: Path, json: bool, *, keep: bool = False) -> None:
-    """Run a study, print it, and write report.md and study.json.
+def study_and_show(options: StudyOptions, out: Path, json: bool, *, keep: bool = False) -> int:
+    """Run a study, print it, and write report.md and study.json; returns the exit code.
 
     keep: the folder was chosen by the user, so another study in it is an error; in a folder of our own choosing a finished one makes room,
     as it always does for the reports.
@@ -135,7 +166,7 @@ def study_and_show(options: StudyOptions, out: Path, json: bool, *, keep: bool =
     check_folder(out)
     from quantscope.study import run_study  # after the checks that need no torch
 
-    _check_device(options.device)
+    check_device(options.device)
     with watching() as monitor:
         done = run_study(options, monitor, out if options.text else None, replace_finished=not keep)
     document = dump(done)
@@ -145,9 +176,19 @@ def study_and_show(options: StudyOptions, out: Path, json: bool, *, keep: bool =
     if json:
         sys.stdout.write(document)
     console(sys.stderr).print(f"\nWrote {' and '.join(str(p) for p in written)}.", markup=False, soft_wrap=True)
+    if any(run.failure for run in done.engines):
+        return FAILED
+    return DIVERGED if any(run.agrees is False for run in done.engines) else 0
 
 
-def _check_device(device: str) -> None:
+def _ctx_of(base: Path) -> int:
+    from quantscope.kld_base import read_base
+
+    return read_base(base).n_ctx
+
+
+def check_device(device: str) -> None:
+    """UsageError for "cuda" where torch has none."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():

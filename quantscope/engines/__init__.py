@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from quantscope.trace import Trace
 
 KVType: TypeAlias = Literal["F16", "F32"]
-Arithmetic: TypeAlias = Literal["exact", "ggml"]
+ArithmeticName: TypeAlias = Literal["exact", "ggml"]
 Dtype: TypeAlias = Literal["float32", "float64", "bfloat16"]
 
 
@@ -32,7 +32,7 @@ class Request:
     engine: str  # a key of ENGINES
     model: str
     tokens: tuple[int, ...]
-    arithmetic: Arithmetic = "exact"  # of the reference
+    arithmetic: ArithmeticName = "exact"  # of the reference
     dtype: Dtype = "float32"  # of the reference and of Transformers
     kv: KVType = "F16"  # type of llama.cpp's key/value cache, and of the emulated one
     threads: int | None = None  # of llama.cpp; None: all

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from quantscope import __version__
 from quantscope.arch.config import as_data
-from quantscope.engines import Arithmetic, Dtype, KVType, Request, model_name
+from quantscope.engines import ArithmeticName, Dtype, KVType, Request, model_name
 from quantscope.engines.collect import Collector, everything
+from quantscope.errors import UsageError
+from quantscope.model.arithmetic import EXACT, Arithmetic
 from quantscope.model.forward import forward
+from quantscope.model.ggml_arithmetic import ggml_arithmetic
 from quantscope.sources.resolve import open_source
 from quantscope.trace import Origin, Trace
 from quantscope.weights import Weights
@@ -22,7 +25,7 @@ def trace(
     model: str,
     tokens: Sequence[int],
     *,
-    arithmetic: Arithmetic = "exact",
+    arithmetic: ArithmeticName = "exact",
     dtype: Dtype = "float32",
     kv: KVType = "F16",
     wanted: Callable[[str], bool] = everything,
@@ -39,7 +42,8 @@ def run(request: Request, collect: Collector) -> Trace:
     """The trace of a request."""
     source = open_source(request.model)
     weights = Weights(source)
-    forward(torch.tensor([request.tokens], dtype=torch.int64), weights, FirstOfBatch(collect), dtype=getattr(torch, request.dtype))
+    ids, dtype = torch.tensor([request.tokens], dtype=torch.int64), getattr(torch, request.dtype)
+    forward(ids, weights, FirstOfBatch(collect), dtype=dtype, arithmetic=_arithmetic(request))
     origin = Origin(
         engine="reference",
         engine_version=__version__,
@@ -52,6 +56,15 @@ def run(request: Request, collect: Collector) -> Trace:
         config=_config(weights),
     )
     return Trace(origin, collect.complete())
+
+
+def _arithmetic(request: Request) -> Arithmetic:
+    """The operations: exact, or ggml's.  UsageError for ggml's in another dtype than float32, in which it does not exist."""
+    if request.arithmetic == "exact":
+        return EXACT
+    if request.dtype != "float32":
+        raise UsageError(f"--dtype {request.dtype}: ggml computes in float32, expected no --dtype beside --arithmetic ggml. Leave it out.")
+    return ggml_arithmetic(request.kv)
 
 
 def _config(weights: Weights) -> dict[str, Any]:

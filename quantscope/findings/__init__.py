@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 
 from quantscope import metrics
-from quantscope.findings import layers, logits, ops, tokens
+from quantscope.findings import engines, layers, logits, ops, tokens
 from quantscope.results import Finding, Flag, LayerRow, Study, Variant
 from quantscope.wording import printable
 
@@ -23,12 +23,14 @@ Rule = Callable[[Study], Finding | None]
 
 RULES: tuple[Rule, ...] = (
     tokens.answer,
+    engines.runs,
     layers.non_finite,
     tokens.generated,
     tokens.smallest_that_keeps,
     logits.kl_order,
     logits.pairs,
     logits.floor,
+    logits.base,
     logits.perplexity,
     layers.error_growth,
     layers.growth_of_rms,

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from quantscope.results import Finding, LogitStats, Paired, Study, Variant
-from quantscope.wording import count, fixed, listed, sci, sig
+from quantscope.wording import count, fixed, listed, percent, sci, sig
 
 FEW_POSITIONS = 100
 FLOOR_TIMES = 10.0  # a KL divergence within this multiple of the numerical floor may be rounding
@@ -85,6 +85,24 @@ def floor(study: Study) -> Finding | None:
         name, smallest = min(known.items(), key=lambda item: item[1])
         text += f": the smallest one measured, {name} {sig(smallest)}, is {quantity_of(smallest / study.floor.kl_nats)} times as large."
     return Finding("numerical-floor", text, dataclasses.asdict(study.floor))
+
+
+def base(study: Study) -> Finding | None:
+    """What the 16 bits of a base leave, and what else is in the divergences from it."""
+    if study.base is None or study.original is None:
+        return None
+    half = study.base.step_nats / 2
+    known = {v.name: v.logits.kl_nats for v in study.quantized if v.logits and v.logits.kl_nats is not None}
+    text = (
+        f"The original is the file {study.original}, log-probabilities of 16 bits: each is off by {sci(half, 2)} nats at most, and so is the "
+        f"KL divergence of a position. Tokens more than 16 nats below the most probable one are in no divergence; they have "
+        f"{percent(study.base.missing)} of the probability."
+    )
+    within = [name for name, kl in known.items() if not abs(kl) > half]
+    if within:
+        text += f" The mean divergence of {listed(within)} is within that rounding: no difference is shown there."
+    text += " What the program that wrote the file computes otherwise than the reference here is in every divergence, too."
+    return Finding("base", text, dataclasses.asdict(study.base))
 
 
 def quantity_of(times: float) -> str:

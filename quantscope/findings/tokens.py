@@ -238,6 +238,11 @@ def limits(study: Study) -> Finding | None:
             f"All numbers come from {engine}; no independent reference ran the same files on the same token ids, so a bug of that "
             f"engine is neither shown nor ruled out."
         )
+    elif study.base is not None:
+        sentences.append(
+            f"All variants were run by the same reference with exact arithmetic, but the original's distributions come from "
+            f"{study.original}: the arithmetic of whatever program wrote that file is in every difference, beside the weights'."
+        )
     else:
         sentences.append(
             "All variants were run by the same reference with exact arithmetic, so what differs comes from the weights alone. An engine "

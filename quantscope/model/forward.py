@@ -4,7 +4,8 @@
 
 Each stage is a pure function of the hidden state and that stage's weights, so several variants of a model can walk together
 while one layer's weights are in memory.  What an architecture adds (biases, scales, q/k norms) is present in the layer's
-weights or it is not: nothing here asks for the architecture's name.  Activations have the dtype of the weights.
+weights or it is not: nothing here asks for the architecture's name.  Activations have the dtype of the weights.  How an operation is
+computed is the business of ``arithmetic.py``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from quantscope.arch.config import ModelConfig
 from quantscope.errors import PromptError
-from quantscope.model.ops import attention_map, causal_attention, exact_matmul, linear, rms_norm, swiglu
-from quantscope.model.rope import RopeTables, rope_tables, rotate
+from quantscope.model.arithmetic import EXACT, Arithmetic
+from quantscope.model.ops import exact_matmul
+from quantscope.model.rope import RopeTables
 from quantscope.model.taps import Tap, at_layer, no_tap, wants
-from quantscope.weights import LazyTensors, WeightProvider
+from quantscope.weights import WeightProvider
 
 
 class KVCache:
@@ -44,21 +46,28 @@ class KVCache:
 
 @torch.no_grad()
 def forward(
-    ids: Tensor, weights: WeightProvider, tap: Tap = no_tap, *, dtype: torch.dtype = torch.float32, cache: KVCache | None = None
+    ids: Tensor,
+    weights: WeightProvider,
+    tap: Tap = no_tap,
+    *,
+    dtype: torch.dtype = torch.float32,
+    cache: KVCache | None = None,
+    arithmetic: Arithmetic = EXACT,
 ) -> Tensor:
     """Logits of every position: ids [B,T] int64 → [B,T,V].
 
     dtype: of weights and activations, float32 or float64.  cache: filled by earlier calls; ids continue after its positions.
+    arithmetic: how the operations are computed; that of ggml is float32 on the CPU.
     Raises PromptError for an empty or too long prompt and for ids that are no token's.
     """
     config, n_past = weights.config, cache.n_past if cache else 0
     check_ids(ids, config, n_past)
     with exact_matmul():
         h = embed(ids, weights, tap, dtype=dtype)
-        rope = tables(h, weights, dtype=dtype, n_past=n_past)
+        rope = tables(h, weights, dtype=dtype, n_past=n_past, arithmetic=arithmetic)
         for i in range(config.n_layer):
-            h = layer(h, cast(weights.layer(i), dtype), i, config, rope, tap, cache)
-        return head(h, cast(weights.top(), dtype), config, tap)
+            h = layer(h, arithmetic.layer(weights, i, dtype), i, config, rope, tap, cache, arithmetic)
+        return head(h, arithmetic.top(weights, dtype), config, tap, arithmetic)
 
 
 def embed(ids: Tensor, weights: WeightProvider, tap: Tap = no_tap, *, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -68,82 +77,93 @@ def embed(ids: Tensor, weights: WeightProvider, tap: Tap = no_tap, *, dtype: tor
     return h
 
 
-def tables(h: Tensor, weights: WeightProvider, *, dtype: torch.dtype = torch.float32, n_past: int = 0) -> RopeTables:
+def tables(
+    h: Tensor, weights: WeightProvider, *, dtype: torch.dtype = torch.float32, n_past: int = 0, arithmetic: Arithmetic = EXACT
+) -> RopeTables:
     """RoPE tables of the positions n_past … n_past + T − 1 of h [B,T,E], on its device; the same for every layer."""
     positions = torch.arange(n_past, n_past + h.shape[1], device=h.device)
-    return rope_tables(weights.config.rope, positions, weights.rope_factors(), dtype)
+    return arithmetic.rope_tables(weights.config.rope, positions, weights.rope_factors(), dtype)
 
 
 def layer(
-    h: Tensor, w: Mapping[str, Tensor], i: int, config: ModelConfig, rope: RopeTables, tap: Tap = no_tap, cache: KVCache | None = None
+    h: Tensor,
+    w: Mapping[str, Tensor],
+    i: int,
+    config: ModelConfig,
+    rope: RopeTables,
+    tap: Tap = no_tap,
+    cache: KVCache | None = None,
+    m: Arithmetic = EXACT,
 ) -> Tensor:
     """One decoder layer: h [B,T,E], w the weights of layer i by local name ("attn_q.weight") → [B,T,E]."""
     tap = at_layer(tap, i)
-    h = h + attention(rms_norm(h, w["attn_norm.weight"], config.norm_eps), w, i, config, rope, tap, cache)  # [B,T,E]
+    h = h + attention(m.rms_norm(h, w["attn_norm.weight"], config.norm_eps), w, i, config, rope, tap, cache, m)  # [B,T,E]
     tap("ffn_inp", h)
-    h = h + ffn(rms_norm(h, w["ffn_norm.weight"], config.norm_eps), w, tap)  # [B,T,E]
+    h = h + ffn(m.rms_norm(h, w["ffn_norm.weight"], config.norm_eps), w, tap, m)  # [B,T,E]
     tap("l_out", h)
     return h
 
 
 def attention(
-    x: Tensor, w: Mapping[str, Tensor], i: int, config: ModelConfig, rope: RopeTables, tap: Tap = no_tap, cache: KVCache | None = None
+    x: Tensor,
+    w: Mapping[str, Tensor],
+    i: int,
+    config: ModelConfig,
+    rope: RopeTables,
+    tap: Tap = no_tap,
+    cache: KVCache | None = None,
+    m: Arithmetic = EXACT,
 ) -> Tensor:
     """Causal attention with grouped key/value heads: normed x [B,T,E] → [B,T,E]."""
     tap("attn_norm", x)
-    q, k, v = (linear(x, w, name) for name in ("attn_q", "attn_k", "attn_v"))  # [B,T,H·D], [B,T,K·D] twice
+    q, k, v = (m.linear(x, w, name) for name in ("attn_q", "attn_k", "attn_v"))  # [B,T,H·D], [B,T,K·D] twice
     for name, projected in (("Qcur_pre", q), ("Kcur_pre", k), ("Vcur", v)):
         tap(name, projected)
     q, k, v = (z.reshape(*z.shape[:2], -1, config.head_dim) for z in (q, k, v))  # [B,T,H,D], [B,T,K,D] twice
     if "attn_q_norm.weight" in w:
-        q, k = rms_norm(q, w["attn_q_norm.weight"], config.norm_eps), rms_norm(k, w["attn_k_norm.weight"], config.norm_eps)
+        q, k = m.rms_norm(q, w["attn_q_norm.weight"], config.norm_eps), m.rms_norm(k, w["attn_k_norm.weight"], config.norm_eps)
         tap("Qcur_normed", q.flatten(-2))
         tap("Kcur_normed", k.flatten(-2))
-    q, k = rotate(q, rope), rotate(k, rope)
+    q, k = m.rotate(q, rope), m.rotate(k, rope)
     tap("Qcur", q.flatten(-2))
     tap("Kcur", k.flatten(-2))
     if cache is not None:
         k, v = cache.append(i, k, v)  # [B,S,K,D]
     if wants(tap, "kq_soft_max"):
-        tap("kq_soft_max", attention_map(q, k, config.kq_scale))  # [B,H,T,S]
-    mixed = causal_attention(q, k, v, config.kq_scale).flatten(-2)  # [B,T,H·D]
+        tap("kq_soft_max", m.attention_map(q, k, config.kq_scale))  # [B,H,T,S]
+    mixed = m.attention(q, k, v, config.kq_scale).flatten(-2)  # [B,T,H·D]
     tap("kqv_out", mixed)
-    out = linear(mixed, w, "attn_output")  # [B,T,E]
+    out = m.linear(mixed, w, "attn_output")  # [B,T,E]
     tap("attn_out", out)
     return out
 
 
-def ffn(x: Tensor, w: Mapping[str, Tensor], tap: Tap = no_tap) -> Tensor:
+def ffn(x: Tensor, w: Mapping[str, Tensor], tap: Tap = no_tap, m: Arithmetic = EXACT) -> Tensor:
     """down(silu(gate(x)) · up(x)): normed x [B,T,E] → [B,T,E]."""
     tap("ffn_norm", x)
-    gate, up = (linear(x, w, name, scale_last=True) for name in ("ffn_gate", "ffn_up"))  # [B,T,F] each
+    gate, up = (m.linear(x, w, name, scale_last=True) for name in ("ffn_gate", "ffn_up"))  # [B,T,F] each
     tap("ffn_gate", gate)
     tap("ffn_up", up)
-    act = swiglu(gate, up)  # [B,T,F]
+    act = m.swiglu(gate, up)  # [B,T,F]
     tap("ffn_swiglu", act)
-    out = linear(act, w, "ffn_down", scale_last=True)  # [B,T,E]
+    out = m.linear(act, w, "ffn_down", scale_last=True)  # [B,T,E]
     tap("ffn_out", out)
     return out
 
 
-def head(h: Tensor, w: Mapping[str, Tensor], config: ModelConfig, tap: Tap = no_tap) -> Tensor:
+def head(h: Tensor, w: Mapping[str, Tensor], config: ModelConfig, tap: Tap = no_tap, m: Arithmetic = EXACT) -> Tensor:
     """Logits: h [B,T,E] → [B,T,V]; w holds "output_norm.weight" and "output.weight" (token_embd.weight where tied)."""
-    x = output_norm(h, w, config, tap)  # [B,T,E]
-    logits = linear(x, w, "output")  # [B,T,V]
+    x = output_norm(h, w, config, tap, m)  # [B,T,E]
+    logits = m.linear(x, w, "output")  # [B,T,V]
     tap("result_output", logits)
     return logits
 
 
-def output_norm(h: Tensor, w: Mapping[str, Tensor], config: ModelConfig, tap: Tap = no_tap) -> Tensor:
+def output_norm(h: Tensor, w: Mapping[str, Tensor], config: ModelConfig, tap: Tap = no_tap, m: Arithmetic = EXACT) -> Tensor:
     """The norm before the output matrix: h [B,T,E] → [B,T,E]."""
-    x = rms_norm(h, w["output_norm.weight"], config.norm_eps)  # [B,T,E]
+    x = m.rms_norm(h, w["output_norm.weight"], config.norm_eps)  # [B,T,E]
     tap("result_norm", x)
     return x
-
-
-def cast(w: Mapping[str, Tensor], dtype: torch.dtype) -> Mapping[str, Tensor]:
-    """The same tensors in another dtype, each converted when it is asked for."""
-    return LazyTensors({name: name for name in w}, lambda name: w[name].to(dtype))
 
 
 def check_ids(ids: Tensor, config: ModelConfig, n_past: int = 0) -> None:

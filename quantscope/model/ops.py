@@ -36,7 +36,11 @@ def linear(x: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = 
     x: [...,in], W = w[name.weight]: [out,in], scale: [1], bias: [out] → [...,out].  llama.cpp, whose tensors the scales are,
     applies them after the bias in the feed-forward and before it everywhere else (``build_lora_mm`` and ``build_ffn``).
     """
-    y = F.linear(x, w[f"{name}.weight"])
+    return scaled_and_shifted(F.linear(x, w[f"{name}.weight"]), w, name, scale_last=scale_last)
+
+
+def scaled_and_shifted(y: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = False) -> Tensor:
+    """The part of ``linear`` after the product y: [...,out] → [...,out]."""
     scale, bias = w.get(f"{name}.scale"), w.get(f"{name}.bias")
     if scale is not None and not scale_last:
         y = y * scale

@@ -98,6 +98,8 @@ CODECS: dict[str, Codec] = {
     "TQ2_0":   Codec("rare:decode_tq2_0"),
     "MXFP4":   Codec("rare:decode_mxfp4"),
     "NVFP4":   Codec("rare:decode_nvfp4"),
+    "Q1_0":    Codec("rare:decode_q1_0"),
+    "Q2_0":    Codec("rare:decode_q2_0"),
 }
 # fmt: on
 

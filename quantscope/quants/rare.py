@@ -1,4 +1,4 @@
-"""Decoding the ternary formats TQ1_0 and TQ2_0, the 4-bit floats MXFP4 and NVFP4, and ggml's intermediate formats Q8_1 and Q8_K.
+"""Decoding TQ1_0, TQ2_0 (ternary), MXFP4, NVFP4 (4-bit floats), Q1_0 and Q2_0 (1 and 2 bits), and ggml's intermediate Q8_1 and Q8_K.
 
 Each kernel states its block as ``field:bytes``.  Source: ``dequantize_row_*`` in ggml-quants.c; bit-identical.  ggml has no
 decoder for Q8_1 and Q8_K in its table of types: it only multiplies with them.
@@ -91,6 +91,28 @@ def _half_of_ue4m3(byte: int) -> np.float32:
     if exponent == 0:
         return F32(mantissa) * F32(2.0**-10)
     return F32(8 + mantissa) * as_float((exponent + (127 - 11)) << 23)
+
+
+# Q1_0: 128 elements, 18 bytes: d:2 qs:16        x = ±d, plus where bit e % 8 of byte e / 8 is set
+@kernel
+def decode_q1_0(blocks: Any, out: Any) -> None:
+    for i in range(blocks.shape[0]):
+        d = read_half(blocks, i, 0)
+        for j in range(16):
+            q = blocks[i, 2 + j]
+            for bit in range(8):
+                out[i, 8 * j + bit] = d if (q >> bit) & 1 else -d
+
+
+# Q2_0: 64 elements, 18 bytes: d:2 qs:16        x = d · (q − 1); byte j: elements 4·j … 4·j + 3 from the low bits up
+@kernel
+def decode_q2_0(blocks: Any, out: Any) -> None:
+    for i in range(blocks.shape[0]):
+        d = read_half(blocks, i, 0)
+        for j in range(16):
+            q = np.int32(blocks[i, 2 + j])
+            for k in range(4):
+                out[i, 4 * j + k] = F32(((q >> (2 * k)) & 3) - 1) * d
 
 
 # Q8_1: 32 elements, 36 bytes: d:2 s:2 qs:32        x = d · q; s = d · Σq is not needed here

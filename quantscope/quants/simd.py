@@ -117,6 +117,7 @@ absolute = _unary(F32, F32, _llvm_function("fabs"))
 square_root = _unary(F32, F32, _llvm_function("sqrt"))
 negative = _unary(F32, F32, _method("fneg"))
 bits_of = _unary(I32, F32, lambda builder, v: builder.bitcast(v, I32.llvm))
+of_bits = _unary(F32, I32, lambda builder, v: builder.bitcast(v, F32.llvm))
 to_f32 = _unary(F32, I32, lambda builder, v: builder.sitofp(v, F32.llvm))
 any_lane = _unary(types.boolean, MASK, _emit_any)
 

@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 from quantscope.quants.simd import F32, I32, LANES, MASK, LanesType
 
-_BYTE = ir.IntType(8)
+_BYTE, _SHORT = ir.IntType(8), ir.IntType(16)
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, at: Any, element: Any) -> Any:
@@ -44,7 +44,7 @@ def _store(array: Any, element: Any, source: LanesType) -> Any:
     """Signature and code of a store, cut to ``element`` where that is narrower."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value = builder.trunc(args[2], ir.VectorType(element, LANES)) if element is _BYTE else args[2]
+        value = builder.trunc(args[2], ir.VectorType(element, LANES)) if element in (_BYTE, _SHORT) else args[2]
         builder.store(value, _address(context, builder, sig.args[0], args[0], args[1], element), align=_align(element))
         return context.get_dummy_value()
 
@@ -52,7 +52,7 @@ def _store(array: Any, element: Any, source: LanesType) -> Any:
 
 
 def _align(element: Any) -> int:
-    return 1 if element is _BYTE else 4  # bytes: numpy aligns to the element, not to the vector
+    return {_BYTE: 1, _SHORT: 2}.get(element, 4)  # bytes: numpy aligns to the element, not to the vector
 
 
 @intrinsic
@@ -85,6 +85,12 @@ def store_u8(_typing: Any, array: Any, _at: Any, _lanes: Any) -> Any:
     return _store(array, _BYTE, I32)
 
 
+@intrinsic
+def store_i16(_typing: Any, array: Any, _at: Any, _lanes: Any) -> Any:
+    """The low 16 bits of int32 → int16[...]."""
+    return _store(array, _SHORT, I32)
+
+
 def _unary(result: Any, operand: LanesType, llvm_function: str) -> Any:
     """The numba function that is one LLVM function of one vector."""
 
@@ -100,8 +106,59 @@ def _unary(result: Any, operand: LanesType, llvm_function: str) -> Any:
 
 
 round_half_away = _unary(F32, F32, f"llvm.round.v{LANES}f32")  # C's roundf
+round_half_even = _unary(F32, F32, f"llvm.rint.v{LANES}f32")  # C's nearbyintf
 smallest = _unary(types.int32, I32, f"llvm.vector.reduce.smin.v{LANES}i32")  # of 16 int32
 largest = _unary(types.int32, I32, f"llvm.vector.reduce.smax.v{LANES}i32")
+total = _unary(types.int32, I32, f"llvm.vector.reduce.add.v{LANES}i32")
+
+
+@intrinsic
+def pair_products(_typing: Any, _a: Any, _b: Any) -> Any:
+    """Two vectors of 16 pairs of int16, each pair in one int32 → a₀·b₀ + a₁·b₁ of each pair, exact in int32.
+
+    One instruction (pmaddwd) with SSE2, AVX2 and AVX-512, where LLVM recognises this form.
+    """
+
+    def emit(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        shorts, words = ir.VectorType(_SHORT, 2 * LANES), ir.VectorType(ir.IntType(32), 2 * LANES)
+        a, b = (builder.sext(builder.bitcast(v, shorts), words) for v in args)
+        products = builder.mul(a, b)
+        halves = [ir.Constant(I32.llvm, list(range(first, 2 * LANES, 2))) for first in (0, 1)]
+        even, odd = (builder.shuffle_vector(products, products, half) for half in halves)
+        return builder.add(even, odd)
+
+    return I32(I32, I32), emit
+
+
+@intrinsic
+def multiply_add(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
+    """a · b + c in float32 with one rounding."""
+
+    def emit(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(F32.llvm, [F32.llvm] * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), args)
+
+    return F32(F32, F32, F32), emit
+
+
+def _swapped(distance: int) -> Any:
+    """Lane i gets lane i ^ distance."""
+
+    @intrinsic
+    def function(_typing: Any, _lanes: Any) -> Any:
+        partners = ir.Constant(I32.llvm, [i ^ distance for i in range(LANES)])
+        return F32(F32), lambda context, builder, sig, args: builder.shuffle_vector(args[0], args[0], partners)
+
+    return function
+
+
+swap_1, swap_2, swap_4 = _swapped(1), _swapped(2), _swapped(4)
+
+
+@intrinsic
+def lane(_typing: Any, _lanes: Any, _i: Any) -> Any:
+    """Lane i of float32, 0 … 15."""
+    return types.float32(F32, types.intp), lambda context, builder, sig, args: builder.extract_element(args[0], args[1])
 
 
 @intrinsic

@@ -46,13 +46,16 @@ def share_out(kernel: Callable[[Any, Any], None], source: NDArray[Any], target: 
 
     source, target: [n_blocks, ...], equally many blocks.  An exception in any share is raised here.
     """
-    n_blocks = len(source)
-    shares = max(1, min(_threads, n_blocks, (source.nbytes + target.nbytes) // MIN_SHARE_BYTES))
-    edges = [n_blocks * k // shares for k in range(shares + 1)]
+    shares = max(1, min(_threads, len(source), (source.nbytes + target.nbytes) // MIN_SHARE_BYTES))
+    in_shares(lambda a, b: kernel(source[a:b], target[a:b]), len(source), shares)
+
+
+def in_shares(work: Callable[[int, int], None], n: int, shares: int) -> None:
+    """work(a, b) for ``shares`` ≥ 1 consecutive parts a:b of 0:n, each in its thread; the caller's takes the last."""
+    edges = [n * k // shares for k in range(shares + 1)]
     *others, own = pairwise(edges)
-    futures = [_executor().submit(kernel, source[a:b], target[a:b]) for a, b in others]
-    a, b = own
-    kernel(source[a:b], target[a:b])
+    futures = [_executor().submit(work, a, b) for a, b in others]
+    work(*own)
     for future in futures:
         future.result()
 

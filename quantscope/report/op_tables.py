@@ -34,7 +34,7 @@ def _worst(rows: Sequence[OpRow]) -> str:
 
 def outliers(study: Study) -> Section:
     """Outlier channels and massive activations of the original's residual stream, layer by layer."""
-    shown = study.reference or (study.variants[0] if study.variants else None) if study.text else None
+    shown = next((v for v in (study.reference, *study.variants) if v and v.ops), None) if study.text else None
     rows = [r for r in shown.ops if r.tap == STREAM and r.layer is not None] if shown else []
     if not shown or not rows:
         return Section("Outliers", "", ())

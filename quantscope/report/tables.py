@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from quantscope.report.engine_tables import engines
 from quantscope.report.logit_tables import logits, paired
 from quantscope.report.op_tables import operations, outliers
 from quantscope.report.table import DIFFERS, FLAG, Section, Table, label
@@ -16,13 +17,13 @@ MOST_IMPORTANT = 6  # layers with flagged cells that a sample of the layers must
 def sections(study: Study) -> list[Section]:
     """Every table for which the study has numbers."""
     made = [generated(study), layer_outputs(study), swiglu(study), errors(study), logits(study), paired(study)]
-    made += [operations(study), outliers(study), sizes(study)]
+    made += [operations(study), outliers(study), engines(study), sizes(study)]
     return [s for s in made if s.tables]
 
 
 def header(study: Study) -> list[str]:
     """What was studied, one line each."""
-    lines = _model_line(study), _prompt_line(study), _text_line(study), _plan_line(study), _floor_line(study)
+    lines = _model_line(study), _prompt_line(study), _text_line(study), _plan_line(study), _floor_line(study), _base_line(study)
     return [line for line in lines if line]
 
 
@@ -69,6 +70,16 @@ def _floor_line(study: Study) -> str:
     return (
         f"Numerical floor: float32 rounding alone makes a KL divergence of {sci(f.kl_nats, 2)} nats on average, {sci(f.kl_nats_max, 2)} at "
         f"most ({count(f.n_positions, 'position')}, against float64); nothing below means anything"
+    )
+
+
+def _base_line(study: Study) -> str:
+    b = study.base
+    if b is None:
+        return ""
+    return (
+        f"Base {printable(b.path)} (SHA-256 {b.sha256[:12]}…): log-probabilities of {count(b.n_chunks, 'chunk')} in steps of up to "
+        f"{sci(b.step_nats, 2)} nats; the KL divergence of one position means nothing below half of that"
     )
 
 
@@ -178,6 +189,7 @@ def errors(study: Study) -> Section:
 
 def by_layer(study: Study, variants: Sequence[Variant], show: Show, caption: str, footnotes: tuple[str, ...] = ()) -> Table | None:
     """One quantity: a row per layer, a column per variant; None when no variant has layers."""
+    variants = [v for v in variants if v.layers]
     having = [{row.layer: row for row in v.layers} for v in variants]
     numbers = sorted({i for rows in having for i in rows})
     if not numbers:

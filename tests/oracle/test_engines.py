@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from quantscope import engines
-from quantscope.compare import EXACT_FLOOR, compare
+from quantscope.compare import EXACT_FLOOR, compare, three_way
 from quantscope.engines import KVType, Request, isolated
 from quantscope.engines.isolated import run_isolated
 from quantscope.errors import EngineError, PromptError, QuantscopeError, TraceContentError, UsageError
@@ -40,6 +40,21 @@ def test_llama_cpp_shows_the_taps_of_the_reference(preset: str) -> None:
     assert any("Observing" in note for note in test.origin.notes)
     if preset != "F32":  # rounding is there and is seen: the comparison is not empty
         assert compare(ref, test, floor=EXACT_FLOOR).first_divergence is not None
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_three_way_split(preset: str) -> None:
+    """What llama.cpp adds to a file's exact result is what its emulated arithmetic adds, at every layer."""
+    path = demo_file(preset)
+    original, exact = run("reference", demo_file("F32")), run("reference", path)
+    predicted = engines.run(Request("reference", str(path), PROMPT, arithmetic="ggml", kv="F16"))
+    rows = three_way(exact, run("llama.cpp", path, kv="F16"), original=original, predicted=predicted)
+    assert [row.tap for row in rows] == [*(f"l_out-{i}" for i in range(10)), "result_output"]
+    for row in rows:
+        assert row.predicted is not None
+        assert row.quantization is not None
+        assert 0.4 < row.engine / row.predicted < 2.5, row
+        assert (row.quantization == 0) == (preset in ("F32", "F16"))  # the original is the F16 file's weights
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -94,7 +109,7 @@ def test_options_an_engine_does_not_have_are_refused() -> None:
     for wrong in ({"dtype": "bfloat16"}, {"taps": "("}):
         with pytest.raises(UsageError):
             run("reference", STORIES, **wrong)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="expected one of reference, llama.cpp, transformers"):
+    with pytest.raises(UsageError, match=r"expected one of reference, llama\.cpp, transformers"):
         run("candle", STORIES)
     with pytest.raises(UsageError, match="--arithmetic ggml"):
         run("llama.cpp", STORIES, arithmetic="ggml")
@@ -111,7 +126,7 @@ def test_ids_that_are_no_tokens(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_llama_cpp_says_why_it_refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lacking = make_gguf(tmp_path / "lacking.gguf", edit={"blk.1.ffn_down.weight": None})
-    with pytest.raises(EngineError, match="blk.1.ffn_down.weight"):
+    with pytest.raises(EngineError, match=r"blk\.1\.ffn_down\.weight"):
         run("llama.cpp", lacking)
     folder = tmp_path / "hf"
     make_hf(folder)

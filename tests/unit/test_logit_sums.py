@@ -166,6 +166,35 @@ class TestSameBits:
             assert torch.equal(alone.kl[:, 0], together.kl[:, i])
 
 
+class TestStored:
+    """An original from a file: log-probabilities that are not normalized again, some of them lost."""
+
+    @BACKENDS
+    @pytest.mark.parametrize("width", [50, 9])
+    def test_the_sum_is_over_what_was_kept(self, kind: type[LogitSums], width: int) -> None:
+        x = logits(n_members=3)
+        x[0] = x[0].log_softmax(-1)
+        x[0, :, 30:] -= 0.01  # rounded: they do not sum to 1
+        x[0][x[0] < -9] = -torch.inf
+        sums = kind(N, 3, labels=LABELS, has_reference=True, stored=True)
+        for v0 in range(0, V, width):
+            sums.add(v0, list(x[:, :, v0 : v0 + width]))
+        p, lost = x[0].double().exp(), x[0] == -torch.inf
+        assert lost.any()
+        for m in (1, 2):
+            terms = p * (x[0].double() - x[m].double().log_softmax(-1))
+            torch.testing.assert_close(sums.kl[m], torch.where(lost, 0, terms).sum(-1), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(sums.mass, p.sum(-1))
+        assert (sums.kl[0] == 0).all()
+
+    @BACKENDS
+    def test_rounding_may_go_below_zero(self, kind: type[LogitSums]) -> None:
+        x = logits(n_members=1).log_softmax(-1)
+        sums = kind(N, 2, labels=None, has_reference=True, stored=True)
+        sums.add(0, [x[0] - 1e-3, x[0]])
+        torch.testing.assert_close(sums.kl[1], torch.full((N,), -1e-3, dtype=torch.float64), rtol=2e-3, atol=0)
+
+
 class TestNotFinite:
     @BACKENDS
     def test_tokens_of_probability_zero(self, kind: type[LogitSums]) -> None:

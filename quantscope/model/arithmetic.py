@@ -1,0 +1,58 @@
+"""How the forward computes its operations: one object that holds all of them, so that an engine's rounding is another such object.
+
+forward(ids, weights)                                float32 or float64, as the formulas say
+forward(ids, weights, arithmetic=Ggml(kv="F16"))     with the roundings of ggml's CPU code (ggml_arithmetic.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from quantscope.arch.config import RopeConfig
+from quantscope.model import ops, rope
+from quantscope.model.rope import RopeTables
+from quantscope.weights import LazyTensors, WeightProvider
+
+
+class Arithmetic:
+    """The operations of ``ops`` and ``rope``, with no rounding but that of the dtype.  A subclass replaces those that an engine rounds."""
+
+    def layer(self, weights: WeightProvider, i: int, dtype: torch.dtype) -> Mapping[str, Tensor]:
+        """The tensors of layer i by local name, as ``linear`` wants them."""
+        return cast(weights.layer(i), dtype)
+
+    def top(self, weights: WeightProvider, dtype: torch.dtype) -> Mapping[str, Tensor]:
+        """What the head needs, likewise."""
+        return cast(weights.top(), dtype)
+
+    def rope_tables(self, config: RopeConfig, positions: Tensor, factors: Tensor | None, dtype: torch.dtype) -> RopeTables:
+        return rope.rope_tables(config, positions, factors, dtype)
+
+    def rotate(self, x: Tensor, tables: RopeTables) -> Tensor:
+        return rope.rotate(x, tables)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return ops.rms_norm(x, weight, eps)
+
+    def linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = False) -> Tensor:
+        return ops.linear(x, w, name, scale_last=scale_last)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        return ops.causal_attention(q, k, v, scale)
+
+    def attention_map(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        return ops.attention_map(q, k, scale)
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        return ops.swiglu(gate, up)
+
+
+EXACT = Arithmetic()
+
+
+def cast(w: Mapping[str, Tensor], dtype: torch.dtype) -> Mapping[str, Tensor]:
+    """The same tensors in another dtype, each converted when it is asked for."""
+    return LazyTensors({name: name for name in w}, lambda name: w[name].to(dtype))

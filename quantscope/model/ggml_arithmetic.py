@@ -1,0 +1,193 @@
+"""The operations with the roundings of ggml's CPU code, flash attention off.
+
+    forward(ids, weights, arithmetic=ggml_arithmetic(kv="F16"))
+
+What is rounded, all in float32 otherwise:
+
+    product with a block type    activations to Q8_0, Q8_1 or Q8_K; integers within a block (quants/dots.py)
+    product with F16, BF16       activations to F16, BF16
+    F16 key/value cache          k and v; q before q·k, the probabilities before their product with v: the second operand of a product is
+                                 rounded to the type of the first
+    RoPE                         the angle: θ is multiplied up in float32, pair by pair
+
+RMSNorm, softmax and SwiGLU are float32 as everywhere, in ggml's order of operations: where an activation lies between two codes, a
+difference in the last place decides which it becomes, and some layers later that is no small difference any more.  So the order of ggml's
+AVX2 code is followed throughout (docs/decisions/0008-ggml-arithmetic.md).
+
+Source: ggml-cpu/ops.cpp, vec.h, ggml-cpu.c (``ggml_compute_forward_mul_mat``), llama-graph.cpp (``build_attn_mha``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quantscope.arch.config import RopeConfig
+from quantscope.images import Requantized
+from quantscope.model import ops
+from quantscope.model.arithmetic import Arithmetic
+from quantscope.model.rope import RopeTables, yarn_ramp
+from quantscope.qtypes import QuantType
+from quantscope.quants.dots import product
+from quantscope.quants.float_dots import float_product
+from quantscope.quants.float_ops import cos_sin, softmax, swiglu
+from quantscope.quants.integers import LAYOUTS, Bytes
+from quantscope.weights import LazyTensors, WeightProvider, Weights
+
+KVType: TypeAlias = Literal["F16", "F32"]
+ROUNDED: dict[str, torch.dtype] = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}  # what activations become before a product with such weights
+
+
+def ggml_arithmetic(kv: KVType = "F16") -> Arithmetic:
+    """The arithmetic of llama.cpp on a CPU with a key/value cache of this type.  Float32 on the CPU only."""
+    return GgmlArithmetic(kv)
+
+
+class StoredTensors(LazyTensors):
+    """The tensors of a layer, decoded when asked for, and how the file stores them."""
+
+    def __init__(self, names: Mapping[str, str], tensors: Mapping[str, Tensor], weights: WeightProvider) -> None:
+        super().__init__({name: name for name in tensors}, tensors.__getitem__)
+        self._canonical, self._weights = names, weights
+
+    def type_of(self, local: str) -> QuantType:
+        return _type_of(self._weights, self._canonical[local])
+
+    def rows_of(self, local: str) -> Bytes:
+        """The rows of a matrix of a block type as they are stored, uint8 [out, bytes of a row]."""
+        return _rows_of(self._weights, self._canonical[local])
+
+
+class GgmlArithmetic(Arithmetic):
+    """See the head of this file."""
+
+    def __init__(self, kv: KVType) -> None:
+        self.kv = kv
+
+    def layer(self, weights: WeightProvider, i: int, dtype: torch.dtype) -> StoredTensors:
+        return StoredTensors(weights.layer_names(i), weights.layer(i), weights)
+
+    def top(self, weights: WeightProvider, dtype: torch.dtype) -> StoredTensors:
+        return StoredTensors(weights.top_names(), weights.top(), weights)
+
+    def rope_tables(self, config: RopeConfig, positions: Tensor, factors: Tensor | None, dtype: torch.dtype) -> RopeTables:
+        return rope_tables(config, positions, factors)
+
+    def rotate(self, x: Tensor, tables: RopeTables) -> Tensor:
+        """One of the two products of each sum is rounded, the other is added to it in one step."""
+        R = tables.cos.shape[-1]
+        turning, still = x[..., : 2 * R], x[..., 2 * R :]
+        interleaved = tables.layout == "interleaved"
+        a, b = (turning[..., ::2], turning[..., 1::2]) if interleaved else turning.chunk(2, dim=-1)  # [B,T,H,R] each
+        cos, sin = tables.cos[:, None], tables.sin[:, None]  # [T,1,R]
+        turned = _multiply_add(a, cos, -(b * sin)), _multiply_add(a, sin, b * cos)
+        return torch.cat([torch.stack(turned, dim=-1 if interleaved else -2).flatten(-2), still], dim=-1)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """The squares and the mean are rounded to float32, the sum is not."""
+        mean = ((x * x).sum(-1, keepdim=True, dtype=torch.float64) / x.shape[-1]).float().numpy()
+        return x * torch.from_numpy(1 / np.sqrt(mean + np.float32(eps))) * weight  # torch's root can be off by one unit
+
+    def linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = False) -> Tensor:
+        assert isinstance(w, StoredTensors)  # what layer() and top() give
+        return ops.scaled_and_shifted(_product(x, w, f"{name}.weight"), w, name, scale_last=scale_last)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """The probabilities are rounded to the type of v; one key/value head at a time."""
+        T = q.shape[1]
+        mixed = []
+        for probs, values in zip(self._probabilities(q, k, scale), v.transpose(1, 2).flatten(0, 1), strict=True):  # [G,T,S₁₆], [S,D]
+            columns = F.pad(self._cached(values), (0, 0, 0, probs.shape[-1] - len(values))).T.contiguous()  # [D,S₁₆]
+            out = float_product(self._cached(probs.flatten(0, 1)).numpy(), columns.numpy(), by_rows=T == 1)
+            mixed.append(torch.from_numpy(out).reshape(-1, T, out.shape[-1]))  # [G,T,D]
+        return torch.cat(mixed).reshape(len(q), -1, T, v.shape[-1]).transpose(1, 2)  # [B,T,H,D]
+
+    def attention_map(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        probs = torch.cat(list(self._probabilities(q, k, scale)))  # [B·H,T,S₁₆]
+        return probs.reshape(len(q), -1, *probs.shape[1:])[..., : k.shape[1]]
+
+    def _probabilities(self, q: Tensor, k: Tensor, scale: float) -> Iterator[Tensor]:
+        """softmax(q·kᵀ·scale + mask): [B,T,H,D], [B,S,K,D] → B·K times [H/K,T,S₁₆], the keys filled up to a multiple of 16."""
+        T, S, n_kv = q.shape[1], k.shape[1], k.shape[2]
+        queries = q.reshape(len(q), T, n_kv, -1, q.shape[-1]).permute(0, 2, 3, 1, 4).flatten(0, 1)  # [B·K,G,T,D]
+        for group, keys in zip(queries, k.transpose(1, 2).flatten(0, 1), strict=True):
+            columns = F.pad(self._cached(keys), (0, 0, 0, -S % 16))  # [S₁₆,D]
+            rows = self._cached(group).reshape(-1, group.shape[-1])  # [G·T,D]
+            scores = float_product(rows.numpy(), columns.numpy(), by_rows=T == 1 or self.kv == "F32").reshape(-1, T, len(columns))
+            softmax(scores, scale, S - T)
+            yield torch.from_numpy(scores)
+
+    def _cached(self, x: Tensor) -> Tensor:
+        """Rounded to the type of the cache: what is in it, and what is multiplied with it."""
+        return x if self.kv == "F32" else x.half().float()
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        return torch.from_numpy(swiglu(gate.contiguous().numpy(), up.contiguous().numpy()))
+
+
+def _product(x: Tensor, w: StoredTensors, name: str) -> Tensor:
+    """x · Wᵀ: x float32 [...,in] → [...,out]."""
+    kind, rows = w.type_of(name), x.flatten(0, -2)
+    if kind.name in LAYOUTS:
+        y = product(rows.numpy(), w.rows_of(name), kind)
+    else:
+        rounded, weight = rows.to(ROUNDED.get(kind.name, torch.float32)).float(), w[name]
+        as_matrices = len(rows) > 1 and weight.shape[0] % 4 == 0 and weight.shape[1] % 8 == 0
+        y = float_product(rounded.numpy(), weight.numpy(), by_rows=not as_matrices)
+    return torch.from_numpy(y).reshape(*x.shape[:-1], -1)
+
+
+def _multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a · b + c with one rounding."""
+    return (a.double() * b.double() + c.double()).float()
+
+
+def rope_tables(rope: RopeConfig, positions: Tensor, factors: Tensor | None = None) -> RopeTables:
+    """cos and sin of float32 angles: θ₀ = position, θᵢ₊₁ = θᵢ · theta^(−2/dim), each product rounded.
+
+    Source: ``ggml_rope_cache_init`` and ``rope_yarn`` in ggml-cpu/ops.cpp.
+    """
+    R, one = rope.dim // 2, np.float32(1)
+    step = np.float32(rope.theta) ** np.float32(-2.0 / rope.dim)
+    theta = np.empty((len(positions), R), np.float32)
+    theta[:, 0] = positions.numpy()
+    for i in range(1, R):
+        theta[:, i] = theta[:, i - 1] * step
+    if factors is not None:
+        theta /= factors.numpy()
+    angles = theta
+    if rope.scaling != "none":
+        angles = theta * (one / np.float32(rope.factor))
+    if rope.scaling == "yarn":
+        keep = yarn_ramp(rope).float().numpy()
+        angles = angles * (one - keep) + theta * keep
+    magnitude = np.float32(rope.magnitude)
+    cos, sin = cos_sin(angles)
+    return RopeTables(torch.from_numpy(cos * magnitude), torch.from_numpy(sin * magnitude), rope.layout)
+
+
+def _type_of(weights: WeightProvider, name: str) -> QuantType:
+    """The type in which a provider stores a tensor."""
+    if isinstance(weights, Requantized):
+        return weights.types.get(name) or _type_of(weights.images.weights, name)
+    assert isinstance(weights, Weights)
+    return weights.stored(name).qtype
+
+
+def _rows_of(weights: WeightProvider, name: str) -> Bytes:
+    """The bytes of a matrix, uint8 [out, bytes of a row].  Rows of block types are never reordered: only GGUF files have them."""
+    if isinstance(weights, Requantized):
+        if name in weights.types:
+            return weights.images.encoded(name, weights.types[name]).numpy().reshape(weights.images.weights.shape(name)[0], -1)
+        return _rows_of(weights.images.weights, name)
+    assert isinstance(weights, Weights)
+    stored = weights.stored(name)
+    return weights.source.raw(stored.name).reshape(stored.shape[0], -1)
