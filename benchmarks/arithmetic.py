@@ -3,8 +3,8 @@
     python -m benchmarks.arithmetic [--types Q4_0,Q8_0,Q4_K_M,Q6_K,F16] [--tokens 512] [--threads 2] [--rounds 5]
 
 Every round runs llama-bench once and the forward once, exact and emulated, so that a busy machine slows all of them.  ``wall`` is the
-best of the rounds; ``CPU`` is what all threads used, also the best, and does not suffer from neighbours.  llama-bench leaves flash attention
-off and makes one repetition after its own warm-up; its CPU seconds are those of the whole process, halved.
+best of the rounds; ``CPU`` is what all threads used, also the best, and does not suffer from neighbours.  llama-bench leaves flash
+attention off and makes one repetition after its own warm-up; its CPU seconds are those of the whole process, halved.
 """
 
 from __future__ import annotations

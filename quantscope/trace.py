@@ -18,7 +18,8 @@ from torch import Tensor
 
 from quantscope.errors import TraceContentError, TraceMismatchError
 
-Positions: TypeAlias = tuple[int, ...] | None  # of the trace's tokens, counted from 0; None: all of them
+Positions: TypeAlias = tuple[int, ...] | None  # of the trace's tokens, counted from 0; None: all of them; −1: the last one, wherever it is
+LAST = -1  # the position of a log that does not say how many tokens there were
 STATS = ("rms", "mean", "min", "max", "sum")  # in the order in which they are stored
 
 
@@ -79,7 +80,7 @@ _E = TypeVar("_E", Full, Sample, Stats, Fingerprint)
 class Origin:
     """Who made a trace, of which file, from which tokens.  What is unknown is None: a log rarely names its file."""
 
-    engine: str  # "reference", "llama.cpp", "transformers", "rustorch" ...
+    engine: str  # "reference", "llama.cpp", "transformers", "RusTorch" ...
     engine_version: str | None = None
     arithmetic: str = "unknown"  # "exact float32", "ggml", "F16 KV cache" ...
     model: str | None = None  # name of the file
@@ -149,11 +150,11 @@ def _first_difference(a: Sequence[int], b: Sequence[int]) -> str:
 
 def covered(evidence: Evidence, origin: Origin) -> Positions:
     """The positions a piece of evidence stands for: its own, else the trace's, else those of all tokens where they are known."""
-    if evidence.positions is not None:
-        return evidence.positions
-    if origin.positions is not None:
-        return origin.positions
-    return None if origin.tokens is None else tuple(range(len(origin.tokens)))
+    own = evidence.positions if evidence.positions is not None else origin.positions
+    if origin.tokens is None:
+        return own
+    n = len(origin.tokens)
+    return tuple(range(n)) if own is None else tuple(n - 1 if p == LAST else p for p in own)
 
 
 def rows_of(full: Full, origin: Origin, wanted: Iterable[int]) -> Tensor:

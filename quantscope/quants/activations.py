@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantscope.quants.kernel import as_bits, as_float, float_to_half, half_to_float, inline, kernel
+from quantscope.quants.kernel import as_float, float_to_half, half_to_float, inline, kernel
 from quantscope.quants.simd import Lanes, absolute, bits_of, f32
 from quantscope.quants.simd_bytes import largest, load_f32, round_half_even, store_i16, to_i32, total
 from quantscope.quants.tiles import ROW_STEP
@@ -71,18 +71,18 @@ def _round_q8(x: Any, codes: Any, scales: Any, sums: Any) -> None:
 
 @kernel
 def _round_q8_k(x: Any, codes: Any, scales: Any, sums: Any) -> None:
-    """code = x · (−127 / peak), d = 1 / (−127 / peak) of 256 elements; peak is the first element of greatest magnitude, with its sign."""
-    flat, out = x.reshape(-1), sums.reshape(-1)
+    """code = x · (127 / peak), d = 1 / (127 / peak) of 256 elements.
+
+    ggml's codes and scale have the opposite sign where the element of greatest magnitude is positive; every product is the same.
+    """
+    out = sums.reshape(-1)
     for i in range(scales.size):
         peak = np.int32(0)
         for j in range(0, 256, 16):
             peak = max(peak, _peak(load_f32(x, i * 256 + j)))
         if peak == 0:
             continue  # codes, scale and sums are zeros
-        at = i * 256
-        while (as_bits(flat[at]) & np.uint32(0x7FFFFFFF)) != np.uint32(peak):
-            at += 1
-        inverse = F32(F32(-127) / flat[at])
+        inverse = F32(F32(127) / as_float(np.uint32(peak)))
         for j in range(0, 256, 16):
             q = to_i32(round_half_even(load_f32(x, i * 256 + j) * f32(inverse)))
             store_i16(codes, i * 256 + j, q)

@@ -158,6 +158,26 @@ def test_the_last_positions_only() -> None:
     assert compare(trace(EXACT, ref), shifted).first_divergence is not None
 
 
+def test_the_last_position_of_a_log_without_ids() -> None:
+    ref = taps()
+    silent = Origin("log")
+    at_end = Trace(silent, {n: (Stats({"rms": stats_of(x[-1])["rms"]}, (-1,)),) for n, x in ref.items()})
+    c = compare(trace(EXACT, ref), at_end)
+    assert len(c.rows) == len(ref)
+    assert c.first_divergence is None
+    assert "taken on trust" in " ".join(c.notes)
+    wrong = Trace(silent, {n: (Stats({"rms": stats_of(x[0])["rms"]}, (-1,)),) for n, x in ref.items()})
+    assert compare(trace(EXACT, ref), wrong).first_divergence is not None
+
+
+def test_a_sample_of_unknown_width() -> None:
+    ref = taps()
+    first = {n: Sample(x[-1, :10], torch.arange(10), (1, 10), (-1,)) for n, x in ref.items()}
+    assert compare(trace(EXACT, ref), Trace(Origin("log"), {n: (s,) for n, s in first.items()})).first_divergence is None
+    wrong = {n: (Sample(x[-1, 1:11], torch.arange(10), (1, 10), (-1,)),) for n, x in ref.items()}
+    assert compare(trace(EXACT, ref), Trace(Origin("log"), wrong)).first_divergence is not None
+
+
 def test_nothing_in_common_is_an_error() -> None:
     with pytest.raises(TraceContentError, match="nothing to compare"):
         compare(trace(EXACT, {"a": torch.ones(T, E)}), trace(ENGINE, {"b": torch.ones(T, E)}))
