@@ -108,7 +108,7 @@ def compare(ref: Trace, test: Trace, *, predicted: Trace | None = None, floor: f
         tuple(rows),
         tuple(sorted((n for n in ref.taps if n not in test.taps), key=graph_order)),
         tuple(sorted((n for n in test.taps if n not in ref.taps), key=graph_order)),
-        tuple([*_limits(rows), *notes]),
+        (*_limits(rows), *notes),
         source,
     )
 

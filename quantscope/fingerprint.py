@@ -45,7 +45,7 @@ def _add_up(x: Any, sums: Any) -> Any:
     for i in range(x.size):
         h, v = _sign_word(i), np.float64(x[i])
         for k in range(N_SUMS):
-            sums[k] += -v if (h >> np.uint32(k)) & np.uint32(1) else v
+            sums[k] += v * (1.0 - 2.0 * np.float64((h >> np.uint32(k)) & np.uint32(1)))  # a branch would be taken wrongly half the time
         squares += v * v
         a = abs(v)
         if a > peak or (a != a and peak == peak):

@@ -58,10 +58,7 @@ class LlamaSession:
     Raises EngineError with llama.cpp's own words when it does not load the file.
     """
 
-    def __init__(
-        self, path: Path, *, n_ctx: int = 512, kv: KVType = "F32", n_threads: int = 1, context: Callable[[Any], None] | None = None
-    ) -> None:
-        """context: changes llama_context_params before they are used, for what is no option here."""
+    def __init__(self, path: Path, *, n_ctx: int = 512, kv: KVType = "F32", n_threads: int = 1) -> None:
         llama_cpp.llama_log_set(_keep, ctypes.c_void_p(0))
         _complaints.clear()
         llama_cpp.llama_backend_init()
@@ -73,12 +70,12 @@ class LlamaSession:
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise EngineError(f"{path}: llama.cpp does not load this file{_its_words()}")
-        self._context = self._new_context(n_ctx, kv, n_threads, context)
+        self._context = self._new_context(n_ctx, kv, n_threads)
         if not self._context:
             self.close()
             raise EngineError(f"{path}: llama.cpp does not make a context of {n_ctx} tokens for this file{_its_words()}")
 
-    def _new_context(self, n_ctx: int, kv: KVType, n_threads: int, change: Callable[[Any], None] | None) -> Any:
+    def _new_context(self, n_ctx: int, kv: KVType, n_threads: int) -> Any:
         p = llama_cpp.llama_context_default_params()
         p.n_ctx = p.n_batch = p.n_ubatch = n_ctx
         p.n_threads = p.n_threads_batch = n_threads
@@ -86,8 +83,6 @@ class LlamaSession:
         p.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         p.no_perf = True
         p.cb_eval = self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)  # kept: ctypes does not
-        if change is not None:
-            change(p)
         return llama_cpp.llama_init_from_model(self._model, p)
 
     def __enter__(self) -> LlamaSession:

@@ -94,8 +94,8 @@ def base(study: Study) -> Finding | None:
     half = study.base.step_nats / 2
     known = {v.name: v.logits.kl_nats for v in study.quantized if v.logits and v.logits.kl_nats is not None}
     text = (
-        f"The original is the file {study.original}, log-probabilities of 16 bits: each is off by {sci(half, 2)} nats at most, and so is the "
-        f"KL divergence of a position. Tokens more than 16 nats below the most probable one are in no divergence; they have "
+        f"The original is the file {study.original}, log-probabilities of 16 bits: each is off by {sci(half, 2)} nats at most, and so is "
+        f"the KL divergence of a position. Tokens more than 16 nats below the most probable one are in no divergence; they have "
         f"{percent(study.base.missing)} of the probability."
     )
     within = [name for name, kl in known.items() if not abs(kl) > half]

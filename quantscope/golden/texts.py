@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -24,10 +26,7 @@ def index(manifest: Manifest) -> str:
     lines = ["# expected yours values tolerance"]
     for facts in (*manifest["tensors"], *(tap for probe in manifest["probes"] for tap in probe["taps"])):
         if "file" in facts:
-            n = 1
-            for length in facts["shape"]:
-                n *= length
-            lines.append(f"{facts['file']} {facts.get('yours', facts['file'])} {n} {facts['tolerance']:.3g}")
+            lines.append(f"{facts['file']} {facts.get('yours', facts['file'])} {math.prod(facts['shape'])} {facts['tolerance']:.3g}")
     return "\n".join(lines) + "\n"
 
 
@@ -48,8 +47,6 @@ def top_text(probe: Manifest) -> str:
 
 def fingerprints(recorded: Sequence[Recorded], origin: Origin) -> str:
     """One run a probe, all taps over all positions; ``decode`` would repeat those of ``text``."""
-    from dataclasses import replace
-
     lines = []
     for r in recorded:
         if r.probe.name != "decode":
@@ -85,12 +82,9 @@ def readme(manifest: Manifest) -> str:
 def _facts(manifest: Manifest) -> str:
     """The file and how the values were made, as list items."""
     model, values = manifest["model"], manifest["values"]
-    filed = sum("file" in tap for probe in manifest["probes"] for tap in probe["taps"])
-    parts = (
-        count(filed, "tap"),
-        count(len(manifest["tensors"]), "tensor"),
-        f"{count(len(manifest['tokenizer']), 'text')} for the tokenizer",
-    )
+    filed = {tap["file"] for probe in manifest["probes"] for tap in probe["taps"] if "file" in tap}
+    texts = f"{count(len(manifest['tokenizer']), 'text')} for the tokenizer"
+    parts = (f"{count(len(filed), 'file')} of taps", f"the first rows of {count(len(manifest['tensors']), 'tensor')}", texts)
     items = [
         f"file: `{model['name']}`, architecture {model['arch']}, sha256 `{model['sha256']}`",
         f"values: {values['arithmetic']} on the dequantized weights of that file, by quantscope {manifest['quantscope_version']}",
@@ -102,7 +96,7 @@ def _facts(manifest: Manifest) -> str:
 
 def _left_out(manifest: Manifest) -> str:
     """What has no file, in a list item; nothing where everything has one."""
-    missing = sum("file" not in tap for probe in manifest["probes"] for tap in probe["taps"])
+    missing = sum("file" not in tap for probe in manifest["probes"] if probe["name"] != "decode" for tap in probe["taps"])
     cut = any(
         tap.get("positions", [0]) != list(range(len(probe["ids"])))
         for probe in manifest["probes"]

@@ -40,10 +40,8 @@ from quantscope.quants.integers import LAYOUTS, Bytes
 from quantscope.weights import LazyTensors, WeightProvider, Weights
 
 KVType: TypeAlias = Literal["F16", "F32"]
-ROUNDED: dict[str, torch.dtype] = {
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}  # what activations become before a product with such weights
+# what activations become before a product with such weights
+ROUNDED: dict[str, torch.dtype] = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def ggml_arithmetic(kv: KVType = "F16") -> Arithmetic:
@@ -130,7 +128,7 @@ class GgmlArithmetic(Arithmetic):
         return x if self.kv == "F32" else x.half().float()
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        return torch.from_numpy(swiglu(gate.contiguous().numpy(), up.contiguous().numpy()))
+        return torch.from_numpy(swiglu(gate.numpy(), up.numpy()))
 
 
 def _product(x: Tensor, w: StoredTensors, name: str) -> Tensor:

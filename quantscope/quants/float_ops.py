@@ -46,10 +46,11 @@ def exp(x: Lanes) -> Lanes:
 
 
 def swiglu(gate: Floats, up: Floats) -> Floats:
-    """gate / (1 + e^−gate) · up: contiguous float32 [R,F], F a multiple of 16."""
-    out = np.empty_like(gate)
-    by_rows(len(gate), lambda a, b: _swiglu(gate[a:b], up[a:b], out[a:b]))
-    return out
+    """gate / (1 + e^−gate) · up: float32 of one shape."""
+    x, y = (np.pad(z.reshape(-1), (0, -z.size % 16)).reshape(-1, 16) for z in (gate, up))
+    out = np.empty_like(x)
+    by_rows(len(x), lambda a, b: _swiglu(x[a:b], y[a:b], out[a:b]))
+    return out.reshape(-1)[: gate.size].reshape(gate.shape)
 
 
 @kernel

@@ -193,9 +193,10 @@ def _equivalent(a: Setting, b: Setting) -> bool:
 def _verdict(signals: Signals, expected_nmse: float, best: RotationFit, undecided: Sequence[RotationFit], as_expected: bool) -> str:
     both = f"NMSE {sci(best.nmse, 2)} with it, {sig(expected_nmse, 2)} with the expected setting"
     if best.nmse > EXPLAINED:
+        closest = f"the closest is {best.text}, which leaves" if best.nmse < 0.5 else "the closest leaves"
         return (
-            f"No setting of RoPE explains what the engine made of q (or k): the closest is {best.text}, which leaves NMSE "
-            f"{sig(best.nmse, 2)} ({sig(expected_nmse, 2)} with the expected setting). {_free(signals, best.setting)}"
+            f"No setting of RoPE explains what the engine made of q (or k): {closest} NMSE {sig(best.nmse, 2)} "
+            f"({sig(expected_nmse, 2)} with the expected setting). {_free(signals, best.setting)}"
         )
     if as_expected:
         rope = best.setting.rope

@@ -17,8 +17,8 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+from quantscope.engines.ggml_tensor import GgmlTensor
 from quantscope.qtypes import QuantType
-from tests.oracle.llama_cpp_taps import GgmlTensor
 
 F32 = 0  # enum ggml_type
 Floats = NDArray[np.float32]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from quantscope.engines.llama_session import LlamaSession
 from quantscope.model.forward import KVCache, forward
 from quantscope.model.ggml_arithmetic import KVType, ggml_arithmetic
 from quantscope.model.taps import Recorder
@@ -27,7 +28,6 @@ from tests.hf_models import make_hf
 from tests.models import make_gguf
 from tests.oracle import ggml
 from tests.oracle.ggml_cpu import mul_mat
-from tests.oracle.llama_cpp_taps import LlamaCpp
 from tests.oracle.llama_quant import quantized_types
 
 DEMO = Path(__file__).resolve().parents[2] / "quantscope" / "data" / "demo-f16.gguf"
@@ -140,9 +140,9 @@ def test_ties_between_codes_go_to_even() -> None:
 
 def traces(path: Path, ids: list[int], kv: KVType) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Taps of llama.cpp, of the emulation and of the exact forward, flat."""
-    with LlamaCpp(path, kv=kv) as llama:
+    with LlamaSession(path, kv=kv) as llama:
         theirs, logits = llama.taps(ids)
-        assert np.array_equal(llama.logits(ids), logits)  # observing every node changes nothing
+        assert np.array_equal(llama.decode(ids), logits)  # observing every node changes nothing
     weights, ours, exact = Weights(open_source(path)), Recorder(), Recorder()
     forward(torch.tensor([ids]), weights, ours, arithmetic=ggml_arithmetic(kv))
     forward(torch.tensor([ids]), weights, exact)
@@ -193,8 +193,8 @@ def test_short_prompts(preset: str, n_tokens: int, model: Callable[[str], Path])
 def test_decoding_step_by_step(preset: str, model: Callable[[str], Path]) -> None:
     """A prompt, then one token after the other over the F16 cache, as both programs do it."""
     path, ids = model(preset), ids_of(14)
-    with LlamaCpp(path, kv="F16") as llama:
-        theirs = [llama.logits(ids[:10]), *(next_logits(llama, ids[t], t) for t in range(10, 14))]
+    with LlamaSession(path, kv="F16") as llama:
+        theirs = [llama.decode(ids[:10]), *(next_logits(llama, ids[t], t) for t in range(10, 14))]
     weights, cache, arithmetic = Weights(open_source(path)), KVCache(), ggml_arithmetic("F16")
     parts = [ids[:10], *([token] for token in ids[10:])]
     ours = [forward(torch.tensor([part]), weights, cache=cache, arithmetic=arithmetic)[0].numpy() for part in parts]
@@ -204,7 +204,7 @@ def test_decoding_step_by_step(preset: str, model: Callable[[str], Path]) -> Non
         assert nmse(a, b) < 1e-3
 
 
-def next_logits(llama: LlamaCpp, token: int, position: int) -> np.ndarray:
+def next_logits(llama: LlamaSession, token: int, position: int) -> np.ndarray:
     """Logits of one more token after those in the cache, [1,V]."""
     batch = llama_cpp.llama_batch_init(1, 0, 1)
     batch.n_tokens, batch.token[0], batch.pos[0], batch.n_seq_id[0], batch.seq_id[0][0], batch.logits[0] = 1, token, position, 1, 0, True
@@ -253,7 +253,7 @@ def test_other_architectures(case: str, tmp_path: Path) -> None:
 def test_operations_on_the_same_inputs(model: Callable[[str], Path]) -> None:
     """Softmax and SwiGLU from llama.cpp's own scores, gate and up."""
     n = 40
-    with LlamaCpp(model("Q6_K"), kv="F16") as llama:
+    with LlamaSession(model("Q6_K"), kv="F16") as llama:
         nodes, _ = llama.nodes(ids_of(n))
     values = {node.name: node.values for node in nodes}
     ours = swiglu(np.ascontiguousarray(values["ffn_gate-3"]), np.ascontiguousarray(values["ffn_up-3"]))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from quantscope.engines.llama_session import LlamaSession
 from quantscope.metrics import nmse
 from quantscope.model.forward import forward
 from quantscope.model.generate import generate
@@ -16,7 +17,6 @@ from quantscope.model.taps import LAYER_TAPS, Recorder, tap_names
 from quantscope.sources.resolve import open_source
 from quantscope.weights import Weights
 from tests.models import LINEARS, STORIES, STORIES_PROMPT, STORIES_TEXT, make_gguf
-from tests.oracle.llama_cpp_taps import LlamaCpp
 
 MAX_NMSE = 1e-10
 N_TOKENS = 48
@@ -54,9 +54,9 @@ CASES: dict[str, dict[str, Any]] = {
 
 def tap_errors(path: Path, ids: list[int]) -> dict[str, float]:
     """NMSE of every tap; both programs must have the same taps."""
-    with LlamaCpp(path) as llama:
+    with LlamaSession(path) as llama:
         theirs, logits = llama.taps(ids)
-        assert np.array_equal(llama.logits(ids), logits)  # observing every node changes nothing
+        assert np.array_equal(llama.decode(ids), logits)  # observing every node changes nothing
     recorder, weights = Recorder(), Weights(open_source(path))
     forward(torch.tensor([ids]), weights, recorder)
     assert set(theirs) == set(recorder.taps)
@@ -92,8 +92,8 @@ def test_greedy_text_of_a_trained_model() -> None:
     new = generate(STORIES_PROMPT, weights, 40)
     pieces = weights.source.metadata["tokenizer.ggml.tokens"]
     assert "".join(pieces[i] for i in new).replace("▁", " ") == STORIES_TEXT
-    with LlamaCpp(STORIES) as llama:
-        theirs = llama.logits([*STORIES_PROMPT, *new])
+    with LlamaSession(STORIES) as llama:
+        theirs = llama.decode([*STORIES_PROMPT, *new])
     assert theirs[len(STORIES_PROMPT) - 1 : -1].argmax(-1).tolist() == new
 
 
@@ -105,7 +105,7 @@ def test_a_wrong_weight_is_seen(tmp_path: Path) -> None:
     down[3, 5] += 0.01
     bad = make_gguf(tmp_path / "bad.gguf", edit={"blk.1.ffn_down.weight": down})
     ids = random_ids(N_TOKENS, 288)
-    with LlamaCpp(good) as llama:
+    with LlamaSession(good) as llama:
         theirs, _ = llama.taps(ids)
     recorder = Recorder()
     forward(torch.tensor([ids]), Weights(open_source(bad)), recorder)

@@ -14,11 +14,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from quantscope.engines.llama_session import LlamaSession
 from quantscope.kld_base import KldBase, encode_rows, prepare_base, read_base, write_base
 from quantscope.results import StudyOptions
 from quantscope.study import run_study
 from tests.models import STORIES
-from tests.oracle.llama_cpp_taps import LlamaCpp
 
 ROOT = Path(__file__).resolve().parents[2]
 THEIRS, TEXT = ROOT / "tests" / "data" / "stories260K-c64.kld", ROOT / "quantscope" / "data" / "demo.txt"
@@ -42,8 +42,8 @@ def test_their_file_is_read() -> None:
 
 def llamas_logits(base: KldBase) -> NDArray[np.float32]:
     """Of the scored positions, [C,S,V]."""
-    with LlamaCpp(STORIES, n_ctx=N_CTX) as llama:
-        return np.stack([llama.logits([BOS, *chunk[1:].tolist()])[N_CTX // 2 : N_CTX - 1] for chunk in base.tokens])
+    with LlamaSession(STORIES, n_ctx=N_CTX) as llama:
+        return np.stack([llama.decode([BOS, *chunk[1:].tolist()])[N_CTX // 2 : N_CTX - 1] for chunk in base.tokens])
 
 
 def test_their_rows_from_llama_cpps_logits() -> None:

@@ -26,13 +26,13 @@ import torch
 from numpy.typing import NDArray
 
 from quantscope.arch.read import read_config
+from quantscope.engines.llama_session import LlamaSession
 from quantscope.inputs import read_inputs
 from quantscope.logit_stats import logit_stats
 from quantscope.logit_sums import LogitSums
 from quantscope.results import LogitStats, StudyOptions
 from quantscope.sources.gguf import open_gguf
 from quantscope.study import run_study
-from tests.oracle.llama_cpp_taps import LlamaCpp
 from tests.oracle.llama_quant import quantized_types
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,8 +112,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     assert quantized_types(MODEL, q4_0, "Q4_0")
     both = []
     for path in (MODEL, q4_0):
-        with LlamaCpp(path, n_ctx=N_CTX) as llama:
-            both.append(np.stack([llama.logits(row)[text.first : text.last] for row in text.ids.tolist()]))
+        with LlamaSession(path, n_ctx=N_CTX) as llama:
+            both.append(np.stack([llama.decode(row)[text.first : text.last] for row in text.ids.tolist()]))
     return Run(*both, text.ids.numpy()[:, text.first + 1 :])
 
 

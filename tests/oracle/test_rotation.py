@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from quantscope.arch.read import read_config
+from quantscope.engines.llama_session import LlamaSession
 from quantscope.model.forward import forward
 from quantscope.model.taps import Recorder
 from quantscope.rotation import RotationReport, fit_rotation
 from quantscope.sources.resolve import open_source
 from quantscope.weights import Weights
 from tests.models import make_gguf
-from tests.oracle.llama_cpp_taps import LlamaCpp
 
 DEMO = Path(__file__).resolve().parents[2] / "quantscope" / "data" / "demo-f16.gguf"
 N_TOKENS = 24
@@ -37,7 +37,7 @@ def ids(n_vocab: int) -> list[int]:
 def checked(path: Path, layer: int) -> list[RotationReport]:
     """The check of q and of k in one layer of llama.cpp."""
     config = read_config(open_source(path))
-    with LlamaCpp(path) as llama:
+    with LlamaSession(path) as llama:
         taps, _ = llama.taps(ids(config.n_vocab))
     pre = "normed" if config.arch == "qwen3" else "pre"
     reports = []

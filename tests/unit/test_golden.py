@@ -166,6 +166,8 @@ class TestContent:
         assert STORIES.name in text
         assert "in layer 0 all values are equal" in text
         assert "To keep the pack small" not in text
+        n = len([p for p in folder.rglob("*.f32") if p.parent.name != "tensors"])
+        assert f"here: {n} files of taps" in text
 
     def test_tolerances_of_an_exact_pack_are_those_of_float32(self, manifest: dict[str, Any]) -> None:
         assert {t["tolerance"] for p in manifest["probes"] if p["name"] != "decode" for t in p["taps"]} == {EXACT_FLOOR}

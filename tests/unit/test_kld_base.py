@@ -30,7 +30,7 @@ from quantscope.errors import (
     UsageError,
 )
 from quantscope.kld_base import HEADER, KldBase, encode_rows, file_size, prepare_base, read_base, row_type, write_base
-from quantscope.meters import join_groups
+from quantscope.meters import join_batches, join_groups
 from quantscope.model.forward import forward
 from quantscope.report.markdown import markdown
 from quantscope.results import Study, StudyOptions
@@ -44,9 +44,10 @@ WORDS = "once upon a time there was a little girl she loved to play outside in t
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, its text, and the base of six chunks."""
+    """A model so sure of itself that many tokens are more than 16 nats below, its text, and the base of six chunks."""
     made = tmp_path_factory.mktemp("base")
-    make_gguf(made / "m.gguf", n_layer=1, n_vocab=V, seed=3)
+    head = np.random.default_rng(2).normal(0, 0.6, (V, 64)).astype(np.float32)
+    make_gguf(made / "m.gguf", n_layer=1, n_vocab=V, seed=3, edit={"output.weight": head})
     (made / "text.txt").write_text(WORDS + WORDS.replace("girl", "boy"), "utf-8")
     write_base(made / "base.kld", prepare_base(options(made)))
     return made
@@ -131,11 +132,15 @@ def test_the_file_holds_the_models_log_probabilities(folder: Path) -> None:
         found = base.log_probs(chunk, position, ids)
         expected = exact.reshape(-1, V)[:, ids]
         far = found == -torch.inf
+        assert far.any()
         assert (expected[far] < -15.9).all()
         torch.testing.assert_close(found[~far], expected[~far], atol=1.3e-4, rtol=0)
     labels = job.text.ids[:, CTX // 2 + 1 :]
-    found = base.log_p_of_labels(slice(2, 5))
-    np.testing.assert_allclose(found, exact.gather(-1, labels[..., None])[2:5, :, 0], atol=1.3e-4)
+    found, wanted = base.log_p_of_labels(slice(2, 5)), exact.gather(-1, labels[..., None])[2:5, :, 0].numpy()
+    near = wanted > exact[2:5].amax(-1).numpy() - 16
+    np.testing.assert_allclose(found[near], wanted[near], atol=1.3e-4)
+    assert not near.all()
+    assert (found > wanted)[~near].all()
 
 
 def test_memory_does_not_show_in_the_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +282,7 @@ def test_a_study_of_a_base_is_one_of_the_model_within_its_rounding(folder: Path,
         ours, theirs = exact.variant(name).logits, compared.variant(name).logits
         assert ours is not None
         assert theirs is not None
-        for field in ("kl_nats", "kl_nats_max", "kl_nats_median", "rms_dp", "dp_mean", "ln_ppl_ratio", "top1_agree"):
+        for field in ("kl_nats", "kl_nats_max", "kl_nats_median", "rms_dp", "dp_mean", "top1_agree"):
             assert getattr(theirs, field) == pytest.approx(getattr(ours, field), abs=2 * half), field
         assert theirs.ppl == ours.ppl
     assert compared.variant("Q4_0").logits.kl_nats > 10 * half  # type: ignore[operator, union-attr]
@@ -291,7 +296,7 @@ def test_the_base_is_named_with_its_floor(folder: Path, compared: Study) -> None
     assert base.n_chunks == 6
     assert base.sha256 == read_base(folder / "base.kld").sha256 == compared.provenance["files"][base.path]
     assert 0 < base.step_nats <= 16 / 65535
-    assert 0 <= base.missing < 1e-4
+    assert 0 < base.missing < 1e-3
     text = markdown(compared)
     assert f"SHA-256 {base.sha256[:12]}" in text
     assert "log-probabilities of 16 bits: each is off by" in text
@@ -306,6 +311,12 @@ def test_batches_and_groups_of_variants_join(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(plan, "SLICE_TOKENS", CTX)
     stage = prepare(with_base(folder)).stage("text")
     assert stage.n_batches == 3
+    assert stage.base is not None
+    once = run_batch(dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, n_batches=1, chunks_per_batch=6)), 0)
+    joined = join_batches([run_batch(stage, index) for index in range(3)])
+    for key in ("kl", "log_p", "mass"):
+        np.testing.assert_allclose(joined[key], once[key], rtol=1e-4, atol=1e-6)
+    assert (once["log_p"][0] == stage.base.log_p_of_labels(slice(0, 6))).all()
     for index in range(3):
         whole = run_batch(stage, index)
         parts = [run_batch(stage.of_members(group), index) for group in ([0], [1, 2])]
