@@ -96,7 +96,7 @@ def compare(ref: Trace, test: Trace, *, predicted: Trace | None = None, floor: f
     notes = _limits_of_origin(ref, test)
     test = _on_trust(test, ref)
     common = sorted((name for name in ref.taps if name in test.taps), key=graph_order)
-    rows = [row for name in common if (row := _row(ref, test, name, floors(name))) is not None]
+    rows = [row for name in common for row in _rows(ref, test, name, floors(name))]
     if not rows:
         raise TraceContentError(
             f"nothing to compare: {ref.title} has {_some(ref.taps)}, {test.title} has {_some(test.taps)}, and no tap has evidence of the "
@@ -146,7 +146,7 @@ def _floors(ref: Trace, test: Trace, predicted: Trace | None, floor: float | Non
         return lambda tap: floor, f"an NMSE of {floor:g} at every tap, as asked for"
     if predicted is not None:
         check_same_run(ref.origin, predicted.origin)
-        known = {name: row.nmse for name in ref.taps if (row := _row(ref, predicted, name, 0)) is not None and not math.isnan(row.nmse)}
+        known = {name: error for name in ref.taps if (error := _error(ref, predicted, name)) is not None and not math.isnan(error)}
         largest = max(known.values(), default=ROUNDING_FLOOR)
         return (
             lambda tap: PREDICTED_TIMES * known.get(tap, largest) + EXACT_FLOOR,
@@ -164,14 +164,24 @@ def _floors(ref: Trace, test: Trace, predicted: Trace | None, floor: float | Non
 # ---- one tap -------------------------------------------------------------------------------------------------------------------------
 
 
-def _row(ref: Trace, test: Trace, tap: str, floor: float) -> Row | None:
-    """The strongest comparison that both traces allow; None where their evidence has nothing in common."""
+def _rows(ref: Trace, test: Trace, tap: str, floor: float) -> list[Row]:
+    """The strongest comparison that both traces allow, of every piece of that kind: a log of decoding has one for each step."""
     for kind, compare_kind in _BY_STRENGTH:
-        for piece in test.all_of(tap, kind):  # type: ignore[type-var]
-            row = compare_kind(ref, test, tap, piece, floor)
-            if row is not None:
-                return row
-    return None
+        pieces: list[Evidence] = test.all_of(tap, kind)  # type: ignore[type-var]
+        compared = [(piece, row) for piece in pieces if (row := compare_kind(ref, test, tap, piece, floor)) is not None]
+        if len(compared) > 1:
+            return [replace(row, note=_joined(_at(covered(piece, test.origin)), row.note)) for piece, row in compared]
+        if compared:
+            return [compared[0][1]]
+    return []
+
+
+def _at(positions: Positions) -> str:
+    return "" if positions is None else f"positions {positions[0]} to {positions[-1]}" if len(positions) > 1 else f"position {positions[0]}"
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
 
 
 def _values(ref: Trace, test: Trace, tap: str, piece: Full, floor: float) -> Row | None:
@@ -443,5 +453,6 @@ def three_way(exact: Trace, engine: Trace, *, original: Trace | None = None, pre
 
 
 def _error(ref: Trace, test: Trace, tap: str) -> float | None:
-    row = _row(ref, test, tap, 0) if tap in ref.taps and tap in test.taps else None
-    return row.nmse if row is not None and row.kind in ("values", "fingerprint") else None
+    """The largest error of a tap's whole tensors or fingerprints; None where the traces have none in common."""
+    rows = _rows(ref, test, tap, 0) if tap in ref.taps and tap in test.taps else []
+    return max((row.nmse for row in rows if row.kind in ("values", "fingerprint")), default=None)

@@ -60,11 +60,11 @@ def compare(
     c = run(a, b, predicted=emulated, floor=floor, same_file=not different_files)
     turned = rotation(a, b, c)
     split = three_way(a, b, original=before, predicted=emulated) if emulated is not None or before is not None else ()
-    _show(c, answer(c), turned, split, all_taps, json)
+    show(c, answer(c), turned, split, all_taps, json)
     return DIVERGED if c.first_divergence is not None else 0
 
 
-def _show(c: Comparison, said: str, turned: str | None, split: Sequence[SplitRow], every: bool, json: bool) -> None:
+def show(c: Comparison, said: str, turned: str | None, split: Sequence[SplitRow], every: bool, json: bool) -> None:
     from rich.console import Group
     from rich.text import Text
 

@@ -93,7 +93,7 @@ def make(
 @golden.command(short_help="A trace against a pack, tap by tap.")
 def check(folder: PackFolder, trace: TraceFile, probe: ProbeName = None, all_taps: All = False, json: Json = False) -> int:
     """Compare an engine's trace with the probe of the same token ids; exit code 0: within tolerance, 1: a tap is not."""
-    from quantscope.cli.compare import _show as show
+    from quantscope.cli.compare import show as show
     from quantscope.explain import answer
     from quantscope.golden.check import check as run
     from quantscope.golden.check import choose

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -168,6 +169,20 @@ def test_the_last_position_of_a_log_without_ids() -> None:
     assert "taken on trust" in " ".join(c.notes)
     wrong = Trace(silent, {n: (Stats({"rms": stats_of(x[0])["rms"]}, (-1,)),) for n, x in ref.items()})
     assert compare(trace(EXACT, ref), wrong).first_divergence is not None
+
+
+@pytest.mark.parametrize("as_evidence", [Full, fingerprint])
+def test_every_step_of_a_decoding_log_is_compared(as_evidence: Callable[[Tensor], Evidence]) -> None:
+    def steps(x: Tensor, wrong: int | None) -> tuple[Evidence, ...]:
+        rows = [-x[t : t + 1] if t == wrong else x[t : t + 1] for t in range(T)]
+        return tuple(replace(as_evidence(row), positions=(t,)) for t, row in enumerate(rows))
+
+    ref = taps()
+    right = compare(trace(EXACT, ref), Trace(ENGINE, {n: steps(x, None) for n, x in ref.items()}))
+    assert right.first_divergence is None
+    assert len(right.rows) == T * len(ref)
+    c = compare(trace(EXACT, ref), Trace(ENGINE, {n: steps(x, 3 if n == "Vcur-0" else None) for n, x in ref.items()}))
+    assert [(row.tap, row.note) for row in c.rows if row.verdict == "differs"] == [("Vcur-0", "position 3")]
 
 
 def test_a_sample_of_unknown_width() -> None:
