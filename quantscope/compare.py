@@ -3,8 +3,8 @@
     error of a tap = Σ (ref − test)² / Σ ref²  (NMSE)          floor of a tap = what honest arithmetic alone may do there
 
 A tap *differs* when its error exceeds its floor.  With whole tensors the error is exact; with fingerprints it is an estimate (± 35 %); with
-samples it is the error of the values that were seen; with statistics it is a lower bound, (rms′/rms − 1)² or (mean′ − mean)²/rms²: they can
-show that two signals differ, never that they agree.
+samples it is estimated from the values that were seen; with statistics it is a lower bound, (rms′/rms − 1)² or (mean′ − mean)²/rms²: they
+can show that two signals differ, never that they agree.
 """
 
 from __future__ import annotations
@@ -291,7 +291,8 @@ def _samples(ref: Trace, test: Trace, tap: str, piece: Sample, floor: float) -> 
     if tuple(rows.shape) != piece.shape and not narrower:
         found = f"shapes {list(rows.shape)} and {list(piece.shape)}"
         return Row(tap, "sample", math.nan, floor, "differs", note=found, n_all=rows.numel())
-    return _sampled(tap, rows.flatten()[piece.index].double(), piece, floor, tuple(rows.shape))
+    everything = rows.double()
+    return _sampled(tap, everything.flatten()[piece.index], piece, floor, tuple(rows.shape), everything.square().mean().item())
 
 
 def _two_samples(ref: Trace, test: Trace, tap: str, piece: Sample, floor: float) -> Row | None:
@@ -306,24 +307,37 @@ def _two_samples(ref: Trace, test: Trace, tap: str, piece: Sample, floor: float)
         return None
     theirs, ours = (torch.tensor(x) for x in zip(*both, strict=True))
     part = Sample(piece.values[ours], piece.index[ours], piece.shape, piece.positions, _fewest(piece.digits, other.digits))
-    return _sampled(tap, other.values[theirs].double(), part, floor, piece.shape)
+    seen = other.values[theirs].double()
+    return _sampled(tap, seen, part, floor, piece.shape, seen.square().mean().item())
 
 
 def _fewest(a: int | None, b: int | None) -> int | None:
     return min((d for d in (a, b) if d is not None), default=None)
 
 
-def _sampled(tap: str, a: Tensor, piece: Sample, floor: float, shape: tuple[int, ...]) -> Row:
+def _sampled(tap: str, a: Tensor, piece: Sample, floor: float, shape: tuple[int, ...], mean_square: float) -> Row:
+    """mean (ref − test)² over the sample / mean ref² over the tap, which estimates the NMSE of the whole tap."""
     b = piece.values.double()
-    error = nmse(a, b).item() if b.isfinite().all() else math.inf
+    error = _ratio((a - b).square().mean().item(), mean_square) if b.isfinite().all() else math.inf
     # a value printed with d decimals is off by up to half a unit, evenly: variance 10^(−2d) / 12
-    printed = 0.0 if piece.digits is None else a.numel() * 10.0 ** (-2 * piece.digits) / 12 / max(a.square().sum().item(), 1e-300)
+    printed = 0.0 if piece.digits is None else _ratio(10.0 ** (-2 * piece.digits) / 12, mean_square)
     k = int((a - b).abs().argmax())
     index = tuple(int(i) for i in torch.unravel_index(piece.index[k], shape))
     note = f"printed to {piece.digits} decimals" if piece.digits is not None else ""
-    floor = floor + PREDICTED_TIMES * printed
+    floor = (floor + PREDICTED_TIMES * printed) * _sampling_allowance(a.numel())
     worst = Worst(index, a[k].item(), b[k].item())
     return Row(tap, "sample", error, floor, _judge(error, floor), cos_sim(a, b).item(), worst, a.numel(), math.prod(shape), note)
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else (math.inf if a else 0.0)
+
+
+def _sampling_allowance(n: int) -> float:
+    """What the mean square of n errors of equal size stays below, as a multiple of its expectation, but once in 10,000: χ²ₙ / n."""
+    from scipy.stats import chi2
+
+    return float(chi2.ppf(1 - 1e-4, n)) / n
 
 
 def _statistics(ref: Trace, test: Trace, tap: str, piece: Stats, floor: float) -> Row | None:

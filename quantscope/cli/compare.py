@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from quantscope.compare import Comparison, SplitRow
+    from quantscope.trace import Trace
 
 Ref = Annotated[Path, typer.Argument(metavar="REF", help="The trace to believe: `quantscope trace MODEL`.", show_default=False)]
 Test = Annotated[Path, typer.Argument(metavar="TEST", help="The trace to judge: another engine's.", show_default=False)]
@@ -51,7 +52,6 @@ def compare(
     if floor is not None and predicted is not None:
         raise UsageError("--floor and --predicted both give the floor, expected one of them. Leave one out.")
     from quantscope.compare import compare as run
-    from quantscope.compare import three_way
     from quantscope.explain import answer, rotation
     from quantscope.trace_file import load
 
@@ -59,9 +59,24 @@ def compare(
     emulated, before = (None if p is None else load(p) for p in (predicted, original))
     c = run(a, b, predicted=emulated, floor=floor, same_file=not different_files)
     turned = rotation(a, b, c)
-    split = three_way(a, b, original=before, predicted=emulated) if emulated is not None or before is not None else ()
+    split = _split(a, b, before, emulated)
     show(c, answer(c), turned, split, all_taps, json)
     return DIVERGED if c.first_divergence is not None else 0
+
+
+def _split(exact: Trace, engine: Trace, original: Trace | None, predicted: Trace | None) -> Sequence[SplitRow]:
+    """The three-way split where it was asked for; --predicted alone asks for floors, and goes without where there are only samples."""
+    from quantscope.compare import three_way
+    from quantscope.errors import TraceContentError
+
+    if original is None and predicted is None:
+        return ()
+    try:
+        return three_way(exact, engine, original=original, predicted=predicted)
+    except TraceContentError:
+        if original is not None:
+            raise
+        return ()
 
 
 def show(c: Comparison, said: str, turned: str | None, split: Sequence[SplitRow], every: bool, json: bool) -> None:

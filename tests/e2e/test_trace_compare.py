@@ -16,6 +16,7 @@ from quantscope.trace import Full
 from quantscope.trace_file import load, save
 from quantscope.weights import Weights
 from tests.models import STORIES, make_gguf
+from tests.oracle.quantized_files import demo_file
 
 Capture = pytest.CaptureFixture[str]
 IDS = "1,40,50,60,270"
@@ -97,6 +98,23 @@ def test_a_rotation_with_another_base_is_named(capsys: Capture, tmp_path: Path) 
     assert found["first_divergence"] == "Qcur-0"
     assert "Its input Qcur_pre-0 agrees, so the fault is in what makes it: RoPE" in found["answer"]
     assert re.search(r"500,?000", found["rotation"])
+
+
+def test_a_real_log_against_the_reference(capsys: Capture) -> None:
+    """A log of the real llama-eval-callback: samples, judged by the emulated arithmetic of the same file."""
+    log = Path(__file__).parents[1] / "data" / "eval_callback" / "demo-f16.log.gz"
+    ran(capsys, "import", log, "-o", "log.safetensors")
+    ids = ",".join(map(str, load(Path("log.safetensors")).origin.tokens or ()))
+    for name, arithmetic in (("ref", "exact"), ("predicted", "ggml")):
+        ran(capsys, "trace", demo_file("F16"), "--tokens", ids, "--arithmetic", arithmetic, "-o", f"{name}.safetensors")
+    found = compared(capsys, "ref.safetensors", "log.safetensors", "--predicted", "predicted.safetensors", code=0)
+    assert len(found["taps"]) == 163
+    assert {row["kind"] for row in found["taps"]} == {"sample"}
+    assert found["first_divergence"] is None
+    assert "only the values that were printed are compared" in " ".join(found["notes"])
+    other = "".join(f"{i}," for i in range(40, 45)) + "9"
+    ran(capsys, "trace", demo_file("F16"), "--tokens", other, "-o", "other.safetensors")
+    assert "expected the same token ids" in refused(capsys, "compare", "other.safetensors", "log.safetensors")
 
 
 def test_other_tokens_are_refused(capsys: Capture) -> None:
