@@ -21,7 +21,7 @@ from torch import Tensor
 from quantscope.errors import TraceContentError
 from quantscope.fingerprint import RELATIVE_SD, estimate_nmse, fingerprint
 from quantscope.metrics import cos_sim, mean, nmse, rms
-from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS
+from quantscope.model.taps import graph_order
 from quantscope.trace import Evidence, Fingerprint, Full, Origin, Positions, Sample, Stats, Trace, check_same_run, covered, rows_of
 
 Kind: TypeAlias = Literal["values", "fingerprint", "sample", "statistics"]
@@ -118,19 +118,6 @@ def _on_trust(test: Trace, ref: Trace) -> Trace:
     if test.origin.tokens is not None or ref.origin.tokens is None:
         return test
     return Trace(replace(test.origin, tokens=ref.origin.tokens), test.taps)
-
-
-def graph_order(tap: str) -> tuple[int, int, str]:
-    """Sort key: embedding, then layer by layer in the order of the graph, then the head; unknown names at the end of their layer."""
-    stem, _, layer = tap.rpartition("-")
-    if stem in LAYER_TAPS and layer.isdigit():
-        return int(layer) + 1, LAYER_TAPS.index(stem), tap
-    if tap == EMBD:
-        return 0, 0, tap
-    last = 1 << 30
-    if tap in HEAD_TAPS:
-        return last, HEAD_TAPS.index(tap), tap
-    return (int(layer) + 1, len(LAYER_TAPS), tap) if layer.isdigit() else (last, len(HEAD_TAPS), tap)
 
 
 def _some(taps: Mapping[str, object]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quantscope.errors import ImportFormatError, MissingFileError
 from quantscope.importers.axes import ORDER_MATTERS
-from quantscope.importers.base import LAST, UNKNOWN_ENGINE, Draft, Imported, Run, non_finite_note
+from quantscope.importers.base import AT_LAST, UNKNOWN_ENGINE, Draft, Imported, Run, non_finite_note
 from quantscope.importers.layouts import Known, align, shown
 from quantscope.importers.name_map import Rule, taps_of, unmapped_note
 from quantscope.sources.base import show
@@ -49,7 +49,7 @@ def read_arrays(path: Path, rules: Sequence[Rule], known: Known, kind: str) -> I
     for tap, name in found.items():
         values = layouts[tap].apply(arrays.read(name)).contiguous()
         single = layouts[tap].n_positions == 1 and n != 1
-        draft.add(tap, Full(values, (LAST if n is None else (n - 1,)) if single else None))
+        draft.add(tap, Full(values, (AT_LAST if n is None else (n - 1,)) if single else None))
         if note := non_finite_note(tap, values):
             draft.notes.append(note)
     draft.notes.append(_layout_note([layouts[tap].form for tap in found]))

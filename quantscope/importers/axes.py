@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from quantscope.arch.config import ModelConfig
 from quantscope.errors import ImportFormatError
-from quantscope.importers.base import split_tap
-from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS
+from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS, split_tap
 from quantscope.trace import Evidence, Full, Sample, Trace
 
 ATTENTION_MAP = "kq_soft_max"  # [H,P,S], the only tap without channels

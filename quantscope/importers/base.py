@@ -12,13 +12,13 @@ from pathlib import Path
 from torch import Tensor
 
 from quantscope.errors import ImportFormatError, MissingFileError
-from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS
+from quantscope.model.taps import EMBD, graph_order
 from quantscope.sources.base import show
-from quantscope.trace import Evidence, Full, Origin, Positions, Sample, Stats, Trace
+from quantscope.trace import LAST, Evidence, Full, Origin, Positions, Sample, Stats, Trace
 from quantscope.wording import count
 
 UNKNOWN_ENGINE = "unknown engine"
-LAST: Positions = (-1,)  # the last position of a run whose token ids are not known
+AT_LAST: Positions = (LAST,)  # the last position of a run whose token ids are not known
 NUMBER = r"[-+−]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)"
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -74,7 +74,7 @@ class Draft:
     def last(self) -> Positions:
         """The last position of this call."""
         n = len(self.tokens) if self.n is None and self.tokens is not None else self.n
-        return LAST if n is None else ((self.start or 0) + n - 1,)
+        return AT_LAST if n is None else ((self.start or 0) + n - 1,)
 
     def trace(self, origin: Origin) -> Trace:
         """Taps in graph order, those without any evidence left out."""
@@ -99,22 +99,6 @@ def _without_nan(stats: Stats, tap: str, notes: list[str]) -> Stats:
 
 
 # ---- Tap names ----------------------------------------------------------------------------------------------------------
-
-
-def split_tap(name: str) -> tuple[str, int | None] | None:
-    """``"l_out-3"`` → ("l_out", 3), ``"embd"`` → ("embd", None); None for a name that is no tap's."""
-    stem, dash, layer = name.partition("-")
-    if dash and stem in LAYER_TAPS and layer.isascii() and layer.isdigit() and len(layer) < 6:
-        return stem, int(layer)
-    return (name, None) if name == EMBD or name in HEAD_TAPS else None
-
-
-def graph_order(name: str) -> tuple[float, int]:
-    """A sort key: the order in which a forward passes the taps."""
-    stem, layer = split_tap(name) or (name, None)
-    if layer is not None:
-        return layer, LAYER_TAPS.index(stem)
-    return (math.inf, HEAD_TAPS.index(stem)) if stem in HEAD_TAPS else (-1, 0)
 
 
 def input_tap(layer: int) -> str:
@@ -213,7 +197,7 @@ def listing(runs: tuple[Run, ...]) -> str:
 
 def _about(run: Run) -> str:
     o = run.trace.origin
-    where = "" if not o.positions or o.positions == LAST else f", position {o.positions[0]}"
+    where = "" if not o.positions or o.positions == AT_LAST else f", position {o.positions[0]}"
     where += f" to {o.positions[-1]}" if o.positions and len(o.positions) > 1 else ""
     if o.tokens is None:
         return f"{'ids' if run.n_tokens is None else count(run.n_tokens, 'token') + ', ids'} not known{where}"
@@ -237,8 +221,8 @@ def with_known(trace: Trace, known: Mapping[str, object]) -> Trace:
     if given is None or origin.tokens is None:
         return replace(trace, origin=origin)
     at = (len(origin.tokens) - 1,)
-    taps = {tap: tuple(replace(e, positions=at) if e.positions == LAST else e for e in pieces) for tap, pieces in trace.taps.items()}
-    if origin.positions == LAST:
+    taps = {tap: tuple(replace(e, positions=at) if e.positions == AT_LAST else e for e in pieces) for tap, pieces in trace.taps.items()}
+    if origin.positions == AT_LAST:
         origin = replace(origin, positions=at)
     _check_rows(taps, origin)
     return Trace(origin, taps)

@@ -18,8 +18,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from quantscope.importers.base import split_tap
 from quantscope.importers.printed import Printed, PrintedReader
+from quantscope.model.taps import split_tap
 
 HEADER = re.compile(
     r"^(?P<prefix>.*?)\b(?:common_debug_cb_eval|ggml_debug)(?:<[^>]*>)?:\s*(?P<name>\S.*?) = \((?P<type>\w+)\)\s+"

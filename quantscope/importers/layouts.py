@@ -17,7 +17,7 @@ from torch import Tensor
 from quantscope.arch.config import ModelConfig
 from quantscope.errors import ImportFormatError
 from quantscope.importers.axes import ATTENTION_MAP, AXIS, BY_HEAD
-from quantscope.importers.base import split_tap
+from quantscope.model.taps import split_tap
 from quantscope.wording import listed
 
 CHANNEL_FORMS = ("E", "TE", "ET", "1TE", "1ET", "11E")

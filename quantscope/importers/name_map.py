@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from quantscope.errors import ImportFormatError, UsageError
-from quantscope.importers.base import split_tap
-from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS
+from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS, split_tap
 
 MOST_NAMED = 6
 TAPS = (EMBD, *(f"{stem}-{{i}}" for stem in LAYER_TAPS), *HEAD_TAPS)

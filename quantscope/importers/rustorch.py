@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from quantscope.errors import ImportFormatError
 from quantscope.importers.axes import AXIS
-from quantscope.importers.base import LAST, NUMBER, Imported, decimals, input_tap, number
+from quantscope.importers.base import AT_LAST, NUMBER, Imported, decimals, input_tap, number
 from quantscope.importers.rustorch_calls import FIRST, Call, runs_of, sample
 from quantscope.trace import Positions, Stats
 
@@ -122,7 +122,7 @@ class _Reader:
                 take(found)
                 return
         if of_last and re.search(r"\bStats:", text):
-            self._stats(of_last, text, LAST)
+            self._stats(of_last, text, AT_LAST)
 
     def _open(self, kind: str) -> None:
         """An opening line: the call goes on until one of its kind was seen or a layer was computed."""
@@ -165,23 +165,23 @@ class _Reader:
         if last:
             self._last_of_layer = tap
         if numbers:
-            self._stats(tap, rest, LAST if last else None)
+            self._stats(tap, rest, AT_LAST if last else None)
         if width := SHAPE.search(rest):
             self.call.widths[tap.partition("-")[0]] = int(width[1])
         if values:
-            self._sample(tap, _listed(values["values"]), LAST if last else FIRST)
+            self._sample(tap, _listed(values["values"]), AT_LAST if last else FIRST)
 
     def _final_norm(self, found: re.Match[str]) -> None:
         self._label("final norm", "result_norm", found["rest"])
-        self._stats("result_norm", found["rest"], LAST)
+        self._stats("result_norm", found["rest"], AT_LAST)
         if values := VALUES.search(found["rest"]):
-            self._sample("result_norm", _listed(values["values"]), LAST)
+            self._sample("result_norm", _listed(values["values"]), AT_LAST)
 
     def _logits(self, found: re.Match[str]) -> None:
         self._in_logits = True
         if STAT.search(found["rest"]):
             self._label("logits", "result_output", found["rest"])
-            self._stats("result_output", found["rest"], LAST)
+            self._stats("result_output", found["rest"], AT_LAST)
 
     def _label(self, what: str, tap: str, rest: str) -> None:
         label = (what if STAT.search(rest) else f"{what} values", tap)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from quantscope.importers.base import LAST, Draft, Run, common_digits, non_finite_note, number
+from quantscope.importers.base import AT_LAST, Draft, Run, common_digits, non_finite_note, number
 from quantscope.trace import Origin, Positions, Sample, Trace
 
 ENGINE = "RusTorch"
@@ -16,7 +16,7 @@ FIRST: Positions = (-2,)  # the first position of the call, until that is known
 
 @dataclass
 class Call(Draft):
-    """One forward call while its lines are read; its positions are FIRST and LAST until all calls are known."""
+    """One forward call while its lines are read; its positions are FIRST and AT_LAST until all calls are known."""
 
     begun: set[str] = field(default_factory=set)  # kinds of opening lines that were seen
     labels: set[tuple[str, str]] = field(default_factory=set)  # (what a line shows, tap): twice in one call is another call
@@ -61,18 +61,18 @@ def runs_of(calls: Sequence[Call]) -> list[Run]:
 def _run(call: Call) -> Trace:
     """The call's evidence at its positions."""
     start = call.start or 0
-    place = {LAST: call.last if call.n is not None else LAST, FIRST: (start,)}
+    place = {AT_LAST: call.last if call.n is not None else AT_LAST, FIRST: (start,)}
     call.taps = {tap: [replace(e, positions=place.get(e.positions, e.positions)) for e in pieces] for tap, pieces in call.taps.items()}
     _embeddings(call, start)
     if call.logits:
         ids = sorted(call.logits)
-        call.add("result_output", sample([call.logits[i] for i in ids], ids, ids[-1] + 1, place[LAST]))
+        call.add("result_output", sample([call.logits[i] for i in ids], ids, ids[-1] + 1, place[AT_LAST]))
     _widened(call)
     for tap, pieces in call.taps.items():
         call.notes += [n for e in pieces if isinstance(e, Sample) and (n := non_finite_note(tap, e.values, "printed value"))]
     if call.selected is not None:
         call.notes.append(_choice(call, call.selected))
-    positions = None if not start else LAST if call.n is None else tuple(range(start, start + call.n))
+    positions = None if not start else AT_LAST if call.n is None else tuple(range(start, start + call.n))
     return call.trace(Origin(ENGINE, tokens=call.tokens, positions=positions))
 
 

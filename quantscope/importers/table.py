@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from quantscope.errors import ImportFormatError
-from quantscope.importers.base import NUMBER, UNKNOWN_ENGINE, Draft, Imported, Run, decimals, input_tap, number, split_tap
+from quantscope.importers.base import NUMBER, UNKNOWN_ENGINE, Draft, Imported, Run, decimals, input_tap, number
+from quantscope.model.taps import split_tap
 from quantscope.trace import Origin, Stats
 from quantscope.wording import count
 

@@ -6,6 +6,7 @@ tap is [B,T,channels]; the channels of q, k and v run over heads, then over the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Protocol
 
@@ -74,6 +75,24 @@ def at_layer(tap: Tap, i: int) -> Tap:
 def tap_names(n_layer: int) -> tuple[str, ...]:
     """All tap names of a model in graph order (those of q/k norms included)."""
     return (EMBD, *(f"{name}-{i}" for i in range(n_layer) for name in LAYER_TAPS), *HEAD_TAPS)
+
+
+def split_tap(name: str) -> tuple[str, int | None] | None:
+    """``"l_out-3"`` → ("l_out", 3), ``"embd"`` → ("embd", None); None for a name that is no tap's."""
+    stem, dash, layer = name.partition("-")
+    if dash and stem in LAYER_TAPS and layer.isascii() and layer.isdigit() and len(layer) < 6:
+        return stem, int(layer)
+    return (name, None) if name == EMBD or name in HEAD_TAPS else None
+
+
+def graph_order(name: str) -> tuple[float, int, str]:
+    """A sort key: the order in which a forward passes the taps; names that are no tap's come last."""
+    stem, layer = split_tap(name) or ("", None)
+    if layer is not None:
+        return layer, LAYER_TAPS.index(stem), name
+    if stem in HEAD_TAPS:
+        return math.inf, HEAD_TAPS.index(stem), name
+    return (-1, 0, name) if stem == EMBD else (math.inf, len(HEAD_TAPS), name)
 
 
 class Recorder:

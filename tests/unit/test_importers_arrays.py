@@ -16,7 +16,7 @@ from quantscope.arch.read import read_config
 from quantscope.errors import ImportFormatError, UsageError
 from quantscope.importers.arrays import read_arrays
 from quantscope.importers.axes import check_widths
-from quantscope.importers.base import LAST
+from quantscope.importers.base import AT_LAST
 from quantscope.importers.layouts import Known, align
 from quantscope.importers.name_map import parse_rule, taps_of
 from quantscope.importers.read import read
@@ -91,7 +91,7 @@ def test_last_token_only(shape: tuple[int, ...], tmp_path: Path) -> None:
     path = saved(tmp_path, l_out__0=values(*shape))
     assert full(imported(path, known=Known(T)), "l_out-0").positions == (T - 1,)
     assert full(imported(path, known=Known(1)), "l_out-0").positions is None
-    assert full(imported(path), "l_out-0").positions == LAST
+    assert full(imported(path), "l_out-0").positions == AT_LAST
     assert full(imported(path), "l_out-0").values.shape == (1, E)
 
 

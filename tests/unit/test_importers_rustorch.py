@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quantscope.errors import ImportFormatError
 from quantscope.findings.traces import study_of
-from quantscope.importers.base import LAST, Imported, choose, with_known
+from quantscope.importers.base import AT_LAST, Imported, choose, with_known
 from quantscope.importers.read import read as read_file
 from quantscope.importers.rustorch import read_rustorch
 from quantscope.importers.rustorch_dumps import read_dumps
@@ -90,7 +90,7 @@ def test_selected_token_and_rank() -> None:
     assert "Selected token 1001: logit 9.6904, rank 1." in trace.origin.notes
     assert "Selected token 13487: logit 7.3169, rank 6." in logged("q4_k_m").origin.notes
     assert trace.all_of("result_norm", Stats) == []
-    assert logged("q4_k_m").find("result_norm", Stats) == Stats({"rms": 1.920277}, LAST, {"rms": 6})
+    assert logged("q4_k_m").find("result_norm", Stats) == Stats({"rms": 1.920277}, AT_LAST, {"rms": 6})
 
 
 def test_logits_of_one_token() -> None:
@@ -187,7 +187,7 @@ def test_copies_in_notes() -> None:
     trace = one("- Layer 0: RMS=0.011214, Mean=0.000046\n- Layer 1 Input: RMS=0.011214\n**Layer 1 Output**: RMS=0.02, Max=−0.5\n")
     assert stats(trace, "l_out-0") == {"rms": 0.011214, "mean": 0.000046}
     assert stats(trace, "l_out-1") == {"rms": 0.02, "max": -0.5}
-    assert one("Layer 1 last token: RMS=0.25\n").find("l_out-1", Stats) == Stats({"rms": 0.25}, LAST, {"rms": 2})
+    assert one("Layer 1 last token: RMS=0.25\n").find("l_out-1", Stats) == Stats({"rms": 0.25}, AT_LAST, {"rms": 2})
 
 
 def test_lines_in_a_note_with_other_tables(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_top_tokens_of_the_metal_build() -> None:
     text += "🔍 [LOGITS] Top-5 tokens:\n   1. Token 77: 5.0000\n   2. Token 3: 4.5000\n"
     top = one(text).find("result_output", Sample)
     assert top is not None
-    assert (top.index.tolist(), top.values.tolist(), top.positions) == ([3, 77], [4.5, 5.0], LAST)
+    assert (top.index.tolist(), top.values.tolist(), top.positions) == ([3, 77], [4.5, 5.0], AT_LAST)
 
 
 def test_nan_is_noted_and_infinity_kept() -> None:
@@ -334,7 +334,7 @@ def test_a_folder_of_dumps(tmp_path: Path) -> None:
     found = {tap: first.trace.find(tap, Full) for tap in first.trace.taps}
     for tap, n in (("embd", 0), ("l_out-0", 1), ("l_out-21", 2), ("result_norm", 3)):
         assert torch.equal(found[tap].values, x[n][None])  # type: ignore[union-attr]
-        assert found[tap].positions == LAST  # type: ignore[union-attr]
+        assert found[tap].positions == AT_LAST  # type: ignore[union-attr]
     assert "result_output: 1 of 3 values are NaN or infinite, the first at channel 2 (nan)." in first.trace.origin.notes
     assert second.continues
     assert list(second.trace.taps) == ["result_norm"]
