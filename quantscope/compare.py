@@ -87,8 +87,8 @@ class Comparison:
 def compare(ref: Trace, test: Trace, *, predicted: Trace | None = None, floor: float | None = None, same_file: bool = True) -> Comparison:
     """Compare every tap that both traces have evidence of.
 
-    predicted: the emulated engine on the same file; its error against ``ref`` times 4 is the floor of each tap.  floor: one NMSE for all
-    taps instead.  same_file: refuse traces of different files.
+    predicted: the emulated engine on the same file; its error against ``ref`` times 4 is the floor of each tap.  Without it, what ``ref``
+    itself says of that (``Origin.predicted``).  floor: one NMSE for all taps instead.  same_file: refuse traces of different files.
     Raises TraceMismatchError for other tokens or files, TraceContentError when the traces have no tap or no position in common.
     """
     check_same_run(ref.origin, test.origin, same_file=same_file)
@@ -129,23 +129,31 @@ def _some(taps: Mapping[str, object]) -> str:
 
 
 def _floors(ref: Trace, test: Trace, predicted: Trace | None, floor: float | None) -> tuple[Callable[[str], float], str]:
+    """The floor of each tap, and where it comes from."""
     if floor is not None:
         return lambda tap: floor, f"an NMSE of {floor:g} at every tap, as asked for"
-    if predicted is not None:
-        check_same_run(ref.origin, predicted.origin)
-        known = {name: error for name in ref.taps if (error := _error(ref, predicted, name)) is not None and not math.isnan(error)}
-        largest = max(known.values(), default=ROUNDING_FLOOR)
-        return (
-            lambda tap: PREDICTED_TIMES * known.get(tap, largest) + EXACT_FLOOR,
-            f"{PREDICTED_TIMES:g} times the error of the emulated arithmetic ({predicted.origin.arithmetic}) at the same tap",
-        )
-    if all(t.origin.arithmetic.startswith("exact") for t in (ref, test)):
+    if predicted is None and all(t.origin.arithmetic.startswith("exact") for t in (ref, test)):
         return lambda tap: EXACT_FLOOR, f"an NMSE of {EXACT_FLOOR:g}, the order of float32 sums"
+    known = _predictions(ref, predicted)
+    if not known:
+        return (
+            lambda tap: ROUNDING_FLOOR,
+            f"an NMSE of {ROUNDING_FLOOR:g}, a wide allowance for engines that round activations; a reference of `quantscope trace MODEL` "
+            f"says what this file needs",
+        )
+    largest = max(known.values())
     return (
-        lambda tap: ROUNDING_FLOOR,
-        f"an NMSE of {ROUNDING_FLOOR:g}, a wide allowance for engines that round activations; `quantscope trace MODEL --arithmetic ggml` "
-        f"and --predicted give the floor of this file",
+        lambda tap: PREDICTED_TIMES * known.get(tap, largest) + EXACT_FLOOR,
+        f"{PREDICTED_TIMES:g} times what ggml's arithmetic (8-bit activations, 16-bit cache) changes at the same tap",
     )
+
+
+def _predictions(ref: Trace, predicted: Trace | None) -> Mapping[str, float]:
+    """Tap → NMSE of the emulated arithmetic: of a trace of it, else what the reference's own trace says."""
+    if predicted is None:
+        return ref.origin.predicted or {}
+    check_same_run(ref.origin, predicted.origin)
+    return {name: error for name in ref.taps if (error := _error(ref, predicted, name)) is not None and not math.isnan(error)}
 
 
 # ---- one tap -------------------------------------------------------------------------------------------------------------------------
@@ -439,12 +447,13 @@ def three_way(exact: Trace, engine: Trace, *, original: Trace | None = None, pre
     Raises TraceMismatchError for other tokens, TraceContentError when no layer output is there in both.
     """
     check_same_run(exact.origin, engine.origin)
+    expected = _predictions(exact, predicted)
     rows = []
     for tap in sorted((t for t in exact.taps if re.fullmatch(r"l_out-\d+|result_output", t)), key=graph_order):
         own = _error(exact, engine, tap)
         if own is not None:
             before = None if original is None else _error(original, exact, tap)
-            rows.append(SplitRow(tap, before, own, None if predicted is None else _error(exact, predicted, tap)))
+            rows.append(SplitRow(tap, before, own, expected.get(tap)))
     if not rows:
         raise TraceContentError(
             f"no layer output to split the error at: expected l_out-i or result_output with values or fingerprints in {exact.title} and "

@@ -58,6 +58,7 @@ Out = Annotated[
         help="The trace; with --fingerprint, a name in .txt makes text lines.  [default: NAME-ENGINE.safetensors]",
     ),
 ]
+NoFloor = Annotated[bool, typer.Option("--no-floor", help="Do not add the floor that ggml's arithmetic sets each tap to an exact trace.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -72,6 +73,7 @@ def trace(
     kv: KVOption = KV.F16,
     dtype: DtypeOption = DtypeName.float32,
     threads: Threads = None,
+    no_floor: NoFloor = False,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -92,7 +94,9 @@ def trace(
     if prompt is not None and tokens is not None:
         raise UsageError("--prompt and --tokens both say what to run, expected one of them. Leave one out.")
     ids = prompt_ids(model, prompt) if tokens is None else parse_ids(tokens)
-    request = Request(engine.value, model, tuple(ids), arithmetic.value, dtype.value, kv.value, threads, taps, fingerprint)
+    request = Request(
+        engine.value, model, tuple(ids), arithmetic.value, dtype.value, kv.value, threads, taps, fingerprint, predict=not no_floor
+    )
     check(request)
     path = out or Path(f"{Path(model).resolve().stem}-{engine.value}.safetensors")
     made = _run(request, path, text_lines)

@@ -38,6 +38,7 @@ class Request:
     threads: int | None = None  # of llama.cpp; None: all
     taps: str | None = None  # regular expression, searched in the names of the wanted taps; None: all taps
     fingerprint: bool = False  # keep 64 bytes a tap instead of its values
+    predict: bool = False  # of the exact reference: also what ggml's arithmetic would change at each tap
 
 
 @dataclass(frozen=True)

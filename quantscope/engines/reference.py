@@ -13,11 +13,13 @@ from quantscope.arch.config import as_data
 from quantscope.engines import ArithmeticName, Dtype, KVType, Request, model_name
 from quantscope.engines.collect import Collector, everything
 from quantscope.errors import UsageError
+from quantscope.fingerprint import estimate_nmse, fingerprint
+from quantscope.metrics import nmse
 from quantscope.model.arithmetic import EXACT, Arithmetic
 from quantscope.model.forward import forward
 from quantscope.model.ggml_arithmetic import ggml_arithmetic
 from quantscope.sources.resolve import open_source
-from quantscope.trace import Origin, Trace
+from quantscope.trace import Fingerprint, Full, Origin, Trace
 from quantscope.weights import Weights
 
 
@@ -54,6 +56,7 @@ def run(request: Request, collect: Collector) -> Trace:
         tokens=request.tokens,
         dtype=request.dtype,
         config=_config(weights),
+        predicted=_predicted(ids, weights, collect, request.kv) if request.predict and request.arithmetic == "exact" else None,
     )
     return Trace(origin, collect.complete())
 
@@ -65,6 +68,21 @@ def _arithmetic(request: Request) -> Arithmetic:
     if request.dtype != "float32":
         raise UsageError(f"--dtype {request.dtype}: ggml computes in float32, expected no --dtype beside --arithmetic ggml. Leave it out.")
     return ggml_arithmetic(request.kv)
+
+
+def _predicted(ids: Tensor, weights: Weights, exact: Collector, kv: KVType) -> dict[str, float]:
+    """NMSE of ggml's arithmetic against the exact taps that were kept; estimated where only fingerprints were."""
+    found: dict[str, float] = {}
+
+    def compared(name: str, x: Tensor) -> None:
+        for piece in exact.taps.get(name, ()):
+            if isinstance(piece, Full):
+                found[name] = float(nmse(piece.values.flatten(), x[0].float().flatten()))
+            elif isinstance(piece, Fingerprint):
+                found[name] = estimate_nmse(piece, fingerprint(x[0]))
+
+    forward(ids, weights, compared, arithmetic=ggml_arithmetic(kv))
+    return found
 
 
 def _config(weights: Weights) -> dict[str, Any]:

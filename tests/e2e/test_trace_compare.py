@@ -97,6 +97,7 @@ def test_a_rotation_with_another_base_is_named(capsys: Capture, tmp_path: Path) 
     found = compared(capsys, "ref.safetensors", "test.safetensors", "--different-files", code=1)
     assert found["first_divergence"] == "Qcur-0"
     assert "Its input Qcur_pre-0 agrees, so the fault is in what makes it: RoPE" in found["answer"]
+    assert found["floor"].startswith("4 times what ggml's arithmetic")
     assert re.search(r"500,?000", found["rotation"])
 
 

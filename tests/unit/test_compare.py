@@ -147,6 +147,9 @@ def test_floors() -> None:
     emulated = {name: noisy(x, 1e-5) for name, x in taps().items()}
     predicted = compare(same, trace(ENGINE, taps()), predicted=trace(ENGINE, emulated))
     assert [r.floor for r in predicted.rows] == pytest.approx([PREDICTED_TIMES * 1e-5 + EXACT_FLOOR] * 6, rel=1e-3)
+    knowing = trace(replace(EXACT, predicted=dict.fromkeys(taps(), 1e-5)), taps())
+    assert [r.floor for r in compare(knowing, trace(ENGINE, taps())).rows] == pytest.approx([PREDICTED_TIMES * 1e-5 + EXACT_FLOOR] * 6)
+    assert {r.floor for r in compare(knowing, trace(EXACT, taps())).rows} == {EXACT_FLOOR}
     worse = trace(ENGINE, {name: noisy(x, 6e-5) for name, x in taps().items()})
     assert compare(same, worse, predicted=trace(ENGINE, emulated)).first_divergence is not None
 
@@ -219,7 +222,7 @@ def test_graph_order() -> None:
     names = tap_names(12)
     shuffled = random.Random(0).sample(names, len(names))
     assert sorted(shuffled, key=graph_order) == list(names)
-    assert sorted(["x", "l_out-0", "y-0", "result_output"], key=graph_order) == ["l_out-0", "y-0", "result_output", "x"]
+    assert sorted(["x", "l_out-0", "y-0", "result_output"], key=graph_order) == ["l_out-0", "result_output", "x", "y-0"]
 
 
 def test_three_way_split() -> None:
