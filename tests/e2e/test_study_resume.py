@@ -89,7 +89,11 @@ def test_the_second_of_two_is_told_who_works_there(tmp_path: Path) -> None:
         if (folder / "study.lock").exists() and (folder / "study.lock").read_text():
             break
         time.sleep(0.05)
-    code, err = finished(start(folder))
+    first.send_signal(signal.SIGSTOP)  # else it may be done before the other one has started
+    try:
+        code, err = finished(start(folder))
+    finally:
+        first.send_signal(signal.SIGCONT)
     assert code == 2
     assert f"process {first.pid} on host" in err
     assert "is at work in this folder" in err
