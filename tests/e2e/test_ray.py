@@ -107,7 +107,7 @@ def test_groups_of_variants_join_to_the_same_numbers(options: StudyOptions, node
 def test_other_content_on_a_worker_is_told_in_one_paragraph(
     options: StudyOptions, nodes: tuple[Any, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantscope.study._hashes", lambda job: {options.models[0]: "0" * 64})
+    monkeypatch.setattr("quantscope.stages.Job.hashes", lambda job: {options.models[0]: "0" * 64})
     with pytest.raises(StudyMismatchError, match="its content on a machine of the cluster") as caught:
         run_study(dataclasses.replace(options, ray=nodes[0].address))
     assert "Traceback" not in str(caught.value)
