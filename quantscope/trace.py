@@ -90,8 +90,8 @@ class Origin:
     positions: Positions = None  # of the tokens; what every piece of evidence stands for unless it says otherwise
     dtype: str = "float32"
     config: Mapping[str, Any] | None = None  # sizes and RoPE of the model, ``arch.config.ModelConfig`` as plain data
-    predicted: Mapping[str, float] | None = None  # tap → NMSE that ggml's arithmetic makes on this file and these tokens
     notes: tuple[str, ...] = ()  # what a reader of a comparison should know
+    predicted: Mapping[str, float] | None = None  # tap → NMSE that ggml's arithmetic makes on this file and these tokens
 
 
 @dataclass(frozen=True)
