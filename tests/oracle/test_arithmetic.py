@@ -176,6 +176,7 @@ def test_a_whole_model(preset: str, kv: KVType, model: Callable[[str], Path]) ->
     if SAME_ORDER:
         assert [name for name in theirs if not np.array_equal(theirs[name], ours[name])] == []
     if (preset, kv) != ("F32", "F32"):
+        assert nmse(theirs["l_out-0"], ours["l_out-0"]) < nmse(theirs["l_out-0"], exact["l_out-0"]) / 10
         assert nmse(theirs["result_output"], ours["result_output"]) < nmse(theirs["result_output"], exact["result_output"])
     assert nmse(theirs["Qcur_pre-0"], ours["Qcur_pre-0"]) <= MAX_NMSE
 
@@ -186,7 +187,7 @@ def test_short_prompts(preset: str, n_tokens: int, model: Callable[[str], Path])
     theirs, ours, exact = traces(model(preset), ids_of(n_tokens), "F16")
     if SAME_ORDER:
         assert [name for name in theirs if not np.array_equal(theirs[name], ours[name])] == []
-    assert nmse(theirs["result_output"], ours["result_output"]) < nmse(theirs["result_output"], exact["result_output"])
+    assert nmse(theirs["l_out-0"], ours["l_out-0"]) < nmse(theirs["l_out-0"], exact["l_out-0"]) / 10
 
 
 @pytest.mark.parametrize("preset", ["F16", "Q4_K_M"])
