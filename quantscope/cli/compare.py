@@ -28,6 +28,12 @@ Original = Annotated[
     Path | None,
     typer.Option(metavar="TRACE", help="Of the unquantized model: adds the effect of the quantization at each layer.", show_default=False),
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL", help="The file both ran: also recompute every operation of TEST from its own inputs.", show_default=False
+    ),
+]
 Floor = Annotated[float | None, typer.Option(metavar="NMSE", min=0, help="One floor for all taps.", show_default=False)]
 DifferentFiles = Annotated[bool, typer.Option("--different-files", help="Compare although the traces are of different model files.")]
 All = Annotated[bool, typer.Option("--all", help="Show every tap.")]
@@ -41,11 +47,14 @@ def compare(
     predicted: Predicted = None,
     original: Original = None,
     floor: Floor = None,
+    model: Model = None,
     different_files: DifferentFiles = False,
     all_taps: All = False,
     json: Json = False,
 ) -> int:
     """Compare two traces of the same tokens, tap by tap in the order of the graph, and name the first that differs.
+
+    With --model an operation is convicted by its own error, however wrong everything before it is: several faults show at once.
 
     Exit code 0: no tap exceeds its floor; 1: one does.
     """
@@ -60,8 +69,14 @@ def compare(
     c = run(a, b, predicted=emulated, floor=floor, same_file=not different_files)
     turned = rotation(a, b, c)
     split = _split(a, b, before, emulated)
-    show(c, answer(c), turned, split, all_taps, json)
-    return DIVERGED if c.first_divergence is not None else 0
+    said, convicted = answer(c), False
+    if model is not None:
+        from quantscope.diagnose.convictions import replayed, sentence
+
+        again = replayed(b, model)
+        said, convicted = f"{said}\n{sentence(again)}", bool(again.those("convicted"))
+    show(c, said, turned, split, all_taps, json)
+    return DIVERGED if convicted or c.first_divergence is not None else 0
 
 
 def _split(exact: Trace, engine: Trace, original: Trace | None, predicted: Trace | None) -> Sequence[SplitRow]:

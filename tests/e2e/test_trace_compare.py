@@ -78,6 +78,27 @@ def test_a_wrong_weight_is_found_and_named(capsys: Capture, tmp_path: Path) -> N
     assert "≠ attn_out-1" in out
 
 
+def test_two_faults_at_once_are_both_convicted(capsys: Capture, tmp_path: Path) -> None:
+    """Transposed attn_output in layer 0 and exchanged gate and up in layer 1: the second is wrong by itself, after the first."""
+    good = make_gguf(tmp_path / "good.gguf", seed=3)
+    w = {n: Weights(open_source(good)).get(f"blk.{n}.weight").numpy() for n in ("0.attn_output", "1.ffn_gate", "1.ffn_up")}
+    edit = {
+        "blk.0.attn_output.weight": np.ascontiguousarray(w["0.attn_output"].T),
+        "blk.1.ffn_gate.weight": w["1.ffn_up"],
+        "blk.1.ffn_up.weight": w["1.ffn_gate"],
+    }
+    bad = make_gguf(tmp_path / "bad.gguf", seed=3, edit=edit)
+    ran(capsys, "trace", good, "--tokens", IDS, "-o", "ref.safetensors")
+    ran(capsys, "trace", bad, "--engine", "llama.cpp", "--kv", "F32", "--tokens", IDS, "-o", "test.safetensors")
+    found = compared(capsys, "ref.safetensors", "test.safetensors", "--different-files", "--model", good, code=1)
+    assert found["first_divergence"] == "attn_out-0"
+    said = found["answer"].partition("Local replay")[2]
+    assert re.findall(r"([a-z_]+-\d) \(", said) == ["attn_out-0", "ffn_gate-1", "ffn_up-1"]
+    ran(capsys, "trace", good, "--engine", "llama.cpp", "--kv", "F32", "--tokens", IDS, "-o", "right.safetensors")
+    found = compared(capsys, "ref.safetensors", "right.safetensors", "--model", good, code=0)
+    assert "Local replay: all 35 operations are right" in found["answer"]
+
+
 def test_fingerprints_as_text_lines(capsys: Capture, tmp_path: Path) -> None:
     model = make_gguf(tmp_path / "m.gguf", seed=3)
     ran(capsys, "trace", model, "--tokens", IDS, "--fingerprint", "-o", "prints.txt")

@@ -1,0 +1,1 @@
+"""What is wrong: from evidence about an engine to the operation at fault."""
