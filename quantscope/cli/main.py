@@ -22,6 +22,7 @@ from quantscope.cli.inspect import inspect
 from quantscope.cli.kld_base import kld_base
 from quantscope.cli.study import study
 from quantscope.cli.trace import trace
+from quantscope.cli.weights import weights
 from quantscope.errors import QuantscopeError, UsageError
 
 INTERNAL_ERROR, INTERRUPTED, BROKEN_PIPE = 3, 130, 141
@@ -33,7 +34,7 @@ app = typer.Typer(
         "Says why a quantized language model's output differs: the quantization, the engine, the file or the prompt; layer by layer.\n\n"
         "Begin with `quantscope demo`, which runs the whole analysis on a bundled trained model."
     ),
-    epilog="Exit codes: 0 done, 1 divergence found, 2 bad usage or input, 3 internal error.",
+    epilog="Exit codes: 0 done, 1 difference found, 2 bad usage or input, 3 internal error.",
     rich_markup_mode=None,  # importing rich's markdown would double the time of --help
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -44,6 +45,7 @@ app.command(short_help="One model in many quantizations, layer by layer.")(study
 app.command(short_help="What one engine shows at every tap.")(trace)
 app.command("import", short_help="A trace of another engine's log, dump or table.")(import_)
 app.command(short_help="Two traces tap by tap, and where they part.")(compare)
+app.command(short_help="Two files tensor by tensor, beyond their types.")(weights)
 app.add_typer(golden, name="golden", short_help="Expected values for an engine's own tests.")
 app.command("kld-base", short_help="The file that llama-perplexity compares quantizations with.")(kld_base)
 app.command(short_help="Tensors, types, bits per weight and metadata.")(inspect)
