@@ -23,6 +23,7 @@ from quantscope.fingerprint import RELATIVE_SD, estimate_nmse, fingerprint
 from quantscope.metrics import cos_sim, mean, nmse, rms
 from quantscope.model.taps import graph_order
 from quantscope.trace import Evidence, Fingerprint, Full, Origin, Positions, Sample, Stats, Trace, check_same_run, covered, rows_of
+from quantscope.weights import interleave_rows
 
 Kind: TypeAlias = Literal["values", "fingerprint", "sample", "statistics"]
 Verdict: TypeAlias = Literal["within", "differs", "not shown"]
@@ -132,9 +133,9 @@ def _floors(ref: Trace, test: Trace, predicted: Trace | None, floor: float | Non
     """The floor of each tap, and where it comes from."""
     if floor is not None:
         return lambda tap: floor, f"an NMSE of {floor:g} at every tap, as asked for"
-    if predicted is None and all(t.origin.arithmetic.startswith("exact") for t in (ref, test)):
+    known = _predictions(ref, test, predicted)
+    if not known and _both_exact(ref, test):
         return lambda tap: EXACT_FLOOR, f"an NMSE of {EXACT_FLOOR:g}, the order of float32 sums"
-    known = _predictions(ref, predicted)
     if not known:
         return (
             lambda tap: ROUNDING_FLOOR,
@@ -148,10 +149,14 @@ def _floors(ref: Trace, test: Trace, predicted: Trace | None, floor: float | Non
     )
 
 
-def _predictions(ref: Trace, predicted: Trace | None) -> Mapping[str, float]:
-    """Tap → NMSE of the emulated arithmetic: of a trace of it, else what the reference's own trace says."""
+def _both_exact(ref: Trace, test: Trace) -> bool:
+    return all(t.origin.arithmetic.startswith("exact") for t in (ref, test))
+
+
+def _predictions(ref: Trace, test: Trace, predicted: Trace | None) -> Mapping[str, float]:
+    """Tap → NMSE of the emulated arithmetic: of a trace of it, else what the reference's own trace says; nothing for an exact engine."""
     if predicted is None:
-        return ref.origin.predicted or {}
+        return {} if _both_exact(ref, test) else ref.origin.predicted or {}
     check_same_run(ref.origin, predicted.origin)
     return {name: error for name in ref.taps if (error := _error(ref, predicted, name)) is not None and not math.isnan(error)}
 
@@ -242,9 +247,9 @@ def _channel_order(tap: str, a: Tensor, b: Tensor, test: Origin, ref: Origin) ->
     config = ref.config or test.config
     if config is None or not tap.startswith(("Qcur", "Kcur")) or config["rope"]["layout"] != "interleaved":
         return b, ""
-    half_split = b.reshape(len(b), -1, 2, config["head_dim"] // 2).transpose(-1, -2).reshape(b.shape)  # [P,H,2,D/2] → [P,H·D]
-    if nmse(a.flatten(), half_split.flatten()) < 0.1 * nmse(a.flatten(), b.flatten()):
-        return half_split, "channels were half-split (Hugging Face order), reordered"
+    in_order = interleave_rows(b.T, b.shape[-1] // config["head_dim"]).T
+    if nmse(a.flatten(), in_order.flatten()) < 0.1 * nmse(a.flatten(), b.flatten()):
+        return in_order, "channels were half-split (Hugging Face order), reordered"
     return b, ""
 
 
@@ -447,7 +452,7 @@ def three_way(exact: Trace, engine: Trace, *, original: Trace | None = None, pre
     Raises TraceMismatchError for other tokens, TraceContentError when no layer output is there in both.
     """
     check_same_run(exact.origin, engine.origin)
-    expected = _predictions(exact, predicted)
+    expected = _predictions(exact, engine, predicted)
     rows = []
     for tap in sorted((t for t in exact.taps if re.fullmatch(r"l_out-\d+|result_output", t)), key=graph_order):
         own = _error(exact, engine, tap)

@@ -39,13 +39,14 @@ def engine_runs(lineup: Lineup, tokens: Sequence[int], engines: Sequence[str], m
     """Every engine on every file of the line-up, in the order of the tables."""
     ids = tuple(tokens)
     first = lineup.candidates[0]
-    original = trace(first.path, ids) if lineup.has_original and first.path else None
+    predict = GGML in engines
+    original = trace(first.path, ids, predict=predict) if lineup.has_original and first.path else None
     runs: list[EngineRun] = []
     steps = len(lineup.candidates) * len(engines)
     monitor.begin("engines", steps, steps * len(ids))
     for c in lineup.candidates:
         assert c.path is not None  # the command refuses engines beside variants in memory
-        exact = original if c is first and original is not None else trace(c.path, ids)
+        exact = original if c is first and original is not None else trace(c.path, ids, predict=predict)
         for name in engines:
             monitor.step("engines", len(runs), f"{name} on {c.member.name}")
             runs.append(_run(name, c.member.name, c.path, exact, None if c is first else original))
@@ -60,9 +61,8 @@ def _run(engine: str, variant: str, path: str, exact: Trace, original: Trace | N
     try:
         with TemporaryDirectory(prefix="quantscope-engine-") as folder:
             theirs = run_isolated(request, Path(folder) / "t.safetensors")
-        predicted = trace(path, exact.origin.tokens, arithmetic="ggml") if engine == GGML else None
-        c = compare(exact, theirs, predicted=predicted)
-        rows = three_way(exact, theirs, original=original, predicted=predicted)
+        c = compare(exact, theirs)
+        rows = three_way(exact, theirs, original=original)
     except MissingExtraError:
         raise  # the user's to install, and the same for every file
     except QuantscopeError as e:

@@ -18,7 +18,6 @@ import os
 import shutil
 import stat
 import struct
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,6 +40,7 @@ from quantscope.errors import (
 )
 from quantscope.inputs import Input, read_inputs
 from quantscope.lockstep import Member, walk
+from quantscope.new_file import finished
 from quantscope.plan import LOGIT_BYTES, make_plan, slices
 from quantscope.results import PlanInfo, StudyOptions
 from quantscope.sources.base import show
@@ -338,7 +338,7 @@ def write_base(path: Path, job: BaseJob, step: Callable[[int], None] = lambda n:
     n_vocab = job.member.weights.config.n_vocab
     check_room(path, job.size)
     assert job.text.as_given is not None
-    with _finished(path) as out:
+    with _new_base(path) as out:
         out.write(HEADER.pack(MAGIC, n_ctx, n_vocab, n_chunk))
         out.write(job.text.as_given.numpy().astype("<i4").tobytes())
         for b in range(job.plan.n_batches):
@@ -370,24 +370,14 @@ def check_room(path: Path, n_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def _finished(path: Path) -> Iterator[BinaryIO]:
-    """A file beside ``path`` that takes its name when the block ends without an error, and is removed otherwise."""
-    aside: str | None = None
+def _new_base(path: Path) -> Iterator[BinaryIO]:
+    """The file to write; complete or absent afterwards.  UsageError where the disk does not allow it."""
     try:
-        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent)
-        with open(handle, "wb") as out:
+        with finished(path) as aside, open(aside, "wb") as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(aside, 0o666 & ~umask)  # mkstemp makes files private
-        os.replace(aside, path)
-        aside = None
     except OSError as e:
         raise UsageError(
             f"-o {show(path)}: the base could not be written: {e.strerror or e}. Give another `-o FILE`, or fewer `--chunks`."
         ) from e
-    finally:
-        if aside is not None:
-            os.unlink(aside)

@@ -6,8 +6,11 @@ Source: ``enum ggml_type`` in ggml.h and the ``type_traits`` table in ggml.c; ch
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from quantscope.errors import BlockError, UnsupportedTypeError
+
+KVType: TypeAlias = Literal["F16", "F32"]  # of a key/value cache that engines here have
 
 
 @dataclass(frozen=True)

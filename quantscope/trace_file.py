@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from quantscope.errors import MissingFileError, TraceFormatError
+from quantscope.new_file import finished
 from quantscope.sources.base import show
 from quantscope.trace import STATS, Evidence, Fingerprint, Full, Origin, Sample, Stats, Trace
 
@@ -45,24 +44,14 @@ def save(trace: Trace, path: Path) -> None:
     origin = asdict(trace.origin)
     origin["positions"] = "all" if trace.origin.positions is None else trace.origin.positions
     header = {KEY: json.dumps({"version": VERSION, **origin, "taps": described})}
-    aside: str | None = None
     try:
-        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent)
-        os.close(handle)
-        save_file(tensors, aside, metadata=header)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(aside, 0o666 & ~umask)  # mkstemp makes files private
-        os.replace(aside, path)
-        aside = None
+        with finished(path) as aside:
+            save_file(tensors, aside, metadata=header)
     except OSError as e:
         raise TraceFormatError(
             f"{show(path)}: the trace could not be written: {e.strerror or e}. Check the folder and the free space, or give another "
             f"`-o FILE`."
         ) from e
-    finally:
-        if aside is not None:
-            os.unlink(aside)
 
 
 def load(path: Path) -> Trace:

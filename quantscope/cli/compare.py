@@ -111,9 +111,9 @@ def show(c: Comparison, said: str, turned: str | None, split: Sequence[SplitRow]
     parts += [Text(), *(Text(f"• {note}", style="dim") for note in notes)]
     out.print(Group(*parts))  # type: ignore[arg-type]
     if json:
-        import json as j
+        from quantscope.cli.output import print_document
 
-        sys.stdout.write(j.dumps(document(c, said, turned, split), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+        print_document(document(c, said, turned, split))
 
 
 def _lacking(c: Comparison) -> list[str]:

@@ -81,9 +81,9 @@ def make(
     pack = make_pack(model, prompt=prompt, tokens=ids, ggml=arithmetic is Tolerance.ggml, max_bytes=max_bytes)
     write_pack(pack, out)
     if json:
-        import json as j
+        from quantscope.cli.output import print_document
 
-        sys.stdout.write(j.dumps({"version": 1, "path": str(out), "bytes": pack.n_bytes, "filed": pack.manifest["filed"]}) + "\n")
+        print_document({"version": 1, "path": str(out), "bytes": pack.n_bytes, "filed": pack.manifest["filed"]})
     from quantscope.wording import count, size
 
     said = f"{count(len(pack.files), 'file')}, {size(pack.n_bytes)}: {pack.manifest['filed']}. Begin with {out / 'README.md'}."

@@ -102,12 +102,11 @@ def import_(
     _complain(warnings)
     _show(items, study, rows, sys.stderr if json else sys.stdout, table)
     if json:
-        import json as j
-
+        from quantscope.cli.output import print_document
         from quantscope.report.imported import described, document
 
         found = [described(i.name, i.kind, i.trace, str(written[n]) if written else None) for n, i in enumerate(items)]
-        sys.stdout.write(j.dumps(document(found, study, rows, warnings), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+        print_document(document(found, study, rows, warnings))
     if out is not None:
         from quantscope.cli.console import console
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import tempfile
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from quantscope.errors import UsageError
+from quantscope.new_file import as_any_new, beside
 
 
 def check_folder(folder: Path) -> None:
@@ -47,16 +50,29 @@ def write_files(folder: Path, files: Mapping[str, str]) -> list[Path]:
 
 def _aside(folder: Path, name: str, text: str) -> Path:
     """The complete text in a new hidden file of the same folder, readable as any new file is."""
-    handle, path = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=folder)
+    path = beside(folder / name)
     try:
-        with open(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as f:
+        with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as f:
             f.write(text)
             f.flush()
             os.fsync(f.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(path, 0o666 & ~umask)  # mkstemp makes files private
+        as_any_new(path, 0o666)
     except BaseException:
-        os.unlink(path)
+        path.unlink()
         raise
-    return Path(path)
+    return path
+
+
+def print_document(document: Mapping[str, Any]) -> None:
+    """What ``--json`` prints: one JSON document on stdout; a number that is not finite, which JSON has no word for, becomes null."""
+    import json
+
+    sys.stdout.write(json.dumps(_finite(document), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def _finite(x: Any) -> Any:
+    if isinstance(x, Mapping):
+        return {key: _finite(value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [_finite(value) for value in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x

@@ -101,9 +101,9 @@ def trace(
     path = out or Path(f"{Path(model).resolve().stem}-{engine.value}.safetensors")
     made = _run(request, path, text_lines)
     if json:
-        import json as j
+        from quantscope.cli.output import print_document
 
-        sys.stdout.write(j.dumps(_document(made, path), ensure_ascii=False, indent=1) + "\n")
+        print_document(_document(made, path))
     else:
         console(sys.stdout).print(_summary(made, path), markup=False, soft_wrap=True)
     console(sys.stderr).print(f"Wrote {path}.", markup=False, soft_wrap=True)

@@ -51,6 +51,6 @@ def show(c: WeightComparison, *, every: bool, json: bool) -> None:
     drawn = grid(table, out.width, "--json") if table.rows else []
     out.print(Group(Text(answer(c), style="bold"), *drawn, Text(), *(Text(f"• {note}", style="dim") for note in notes(c))))
     if json:
-        import json as j
+        from quantscope.cli.output import print_document
 
-        sys.stdout.write(j.dumps(document(c), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+        print_document(document(c))

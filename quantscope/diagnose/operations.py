@@ -17,8 +17,9 @@ from torch import Tensor
 
 from quantscope.explain import MADE_BY
 from quantscope.model.arithmetic import Arithmetic
-from quantscope.model.ggml_arithmetic import GgmlArithmetic, KVType
+from quantscope.model.ggml_arithmetic import GgmlArithmetic
 from quantscope.model.taps import split_tap
+from quantscope.qtypes import KVType
 from quantscope.weights import WeightProvider
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from quantscope.errors import MissingExtraError, UsageError
+from quantscope.qtypes import KVType
 
 if TYPE_CHECKING:
     from quantscope.engines.collect import Collector
     from quantscope.trace import Trace
 
-KVType: TypeAlias = Literal["F16", "F32"]
 ArithmeticName: TypeAlias = Literal["exact", "ggml"]
 Dtype: TypeAlias = Literal["float32", "float64", "bfloat16"]
 

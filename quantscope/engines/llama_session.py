@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quantscope.engines import KVType
 from quantscope.engines.ggml_tensor import name_and_op, read
 from quantscope.engines.node_names import VIEWS, TapNamer
 from quantscope.errors import EngineError
+from quantscope.qtypes import KVType
 
 Values = NDArray[Any]
 KV_TYPES = {"F32": 0, "F16": 1}  # enum ggml_type

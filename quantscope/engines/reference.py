@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantscope import __version__
 from quantscope.arch.config import as_data
-from quantscope.engines import ArithmeticName, Dtype, KVType, Request, model_name
+from quantscope.engines import ArithmeticName, Dtype, Request, model_name
 from quantscope.engines.collect import Collector, everything
 from quantscope.errors import UsageError
 from quantscope.fingerprint import estimate_nmse, fingerprint
@@ -18,6 +18,7 @@ from quantscope.metrics import nmse
 from quantscope.model.arithmetic import EXACT, Arithmetic
 from quantscope.model.forward import forward
 from quantscope.model.ggml_arithmetic import ggml_arithmetic
+from quantscope.qtypes import KVType
 from quantscope.sources.resolve import open_source
 from quantscope.trace import Fingerprint, Full, Origin, Trace
 from quantscope.weights import Weights
@@ -31,13 +32,14 @@ def trace(
     dtype: Dtype = "float32",
     kv: KVType = "F16",
     wanted: Callable[[str], bool] = everything,
+    predict: bool = False,
 ) -> Trace:
     """Every wanted tap of a GGUF file or Hugging Face folder on these ids, [T,channels] or [H,T,T] float32.
 
-    kv: type of the emulated cache with ``arithmetic="ggml"``; the exact one rounds nothing.
+    kv: type of the emulated cache with ``arithmetic="ggml"``; the exact one rounds nothing.  predict: also what that arithmetic changes.
     Raises what opening the model and ``forward`` raise.
     """
-    return run(Request("reference", model, tuple(tokens), arithmetic, dtype, kv), Collector(wanted))
+    return run(Request("reference", model, tuple(tokens), arithmetic, dtype, kv, predict=predict), Collector(wanted))
 
 
 def run(request: Request, collect: Collector) -> Trace:

@@ -19,6 +19,7 @@ from quantscope.errors import MissingFileError, TraceFormatError, UsageError
 from quantscope.golden import KEY, MANIFEST, PRINTS, VERSION
 from quantscope.golden.pack import Pack
 from quantscope.importers.fingerprints import read_fingerprints
+from quantscope.new_file import as_any_new
 from quantscope.sources.base import show
 from quantscope.trace import Evidence, Full, Origin, Trace
 
@@ -48,9 +49,7 @@ def write_pack(pack: Pack, folder: Path) -> None:
             for name, content in pack.files.items():
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 (aside / name).write_bytes(content)
-            umask = os.umask(0)
-            os.umask(umask)
-            aside.chmod(0o777 & ~umask)  # mkdtemp makes folders private
+            as_any_new(aside, 0o777)
             if folder.exists():
                 shutil.rmtree(folder)
             aside.rename(folder)

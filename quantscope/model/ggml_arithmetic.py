@@ -20,7 +20,6 @@ Source: ggml-cpu/ops.cpp, vec.h, ggml-cpu.c (``ggml_compute_forward_mul_mat``), 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -32,14 +31,13 @@ from quantscope.images import Requantized
 from quantscope.model import ops
 from quantscope.model.arithmetic import Arithmetic
 from quantscope.model.rope import RopeTables, yarn_ramp
-from quantscope.qtypes import QuantType
+from quantscope.qtypes import KVType, QuantType
 from quantscope.quants.dots import product
 from quantscope.quants.float_dots import float_product
 from quantscope.quants.float_ops import cos_sin, softmax, swiglu
 from quantscope.quants.integers import LAYOUTS, Bytes
 from quantscope.weights import LazyTensors, WeightProvider, Weights
 
-KVType: TypeAlias = Literal["F16", "F32"]
 # what activations become before a product with such weights
 ROUNDED: dict[str, torch.dtype] = {"F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -73,7 +73,7 @@ def _ratio(row: SplitRow) -> str:
 
 
 def document(c: Comparison, answer: str, rotation: str | None, split: Sequence[SplitRow]) -> dict[str, Any]:
-    """What ``--json`` prints; numbers that are not finite are null."""
+    """What ``--json`` prints."""
     first = c.first_divergence
     return {
         "version": 1,
@@ -83,19 +83,13 @@ def document(c: Comparison, answer: str, rotation: str | None, split: Sequence[S
         "floor": c.floor_source,
         "ref": _origin(asdict(c.ref)),
         "test": _origin(asdict(c.test)),
-        "taps": [_finite(asdict(row)) for row in c.rows],
+        "taps": [asdict(row) for row in c.rows],
         "only_ref": c.only_ref,
         "only_test": c.only_test,
-        "split": [_finite(asdict(row)) for row in split],
+        "split": [asdict(row) for row in split],
         "notes": c.notes,
     }
 
 
 def _origin(facts: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if key not in ("config", "notes")}
-
-
-def _finite(x: Any) -> Any:
-    if isinstance(x, dict):
-        return {key: _finite(value) for key, value in x.items()}
-    return None if isinstance(x, float) and not math.isfinite(x) else x

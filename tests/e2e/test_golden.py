@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantscope.cli.main import main
 from quantscope.fingerprint import fingerprint_trace, run_line, to_line
 from quantscope.importers.fingerprints import read_fingerprints
 from quantscope.trace import Fingerprint, Full, Stats, Trace
 from quantscope.trace_file import load, save
+from tests.e2e.commands import Capture, ran, refused
 from tests.models import STORIES, STORIES_PROMPT, make_gguf
 from tests.oracle.quantized_files import demo_file
 
-Capture = pytest.CaptureFixture[str]
 IDS = ",".join(map(str, STORIES_PROMPT))
 
 
@@ -27,20 +26,6 @@ IDS = ",".join(map(str, STORIES_PROMPT))
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLUMNS", raising=False)
-
-
-def ran(capsys: Capture, *arguments: str | Path, code: int = 0) -> tuple[str, str]:
-    """(stdout, stderr) of a command that must end with this code."""
-    capsys.readouterr()
-    assert main([str(a) for a in arguments]) == code, capsys.readouterr()
-    return capsys.readouterr()
-
-
-def refused(capsys: Capture, *arguments: str | Path) -> str:
-    out, err = ran(capsys, *arguments, code=2)
-    assert out == ""
-    assert "Traceback" not in err
-    return " ".join(err.split())
 
 
 def checked(capsys: Capture, pack: str, trace: str, *arguments: str, code: int = 0) -> dict[str, Any]:

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantscope.cli.main import main
 from quantscope.sources.resolve import open_source
 from quantscope.trace import Full
 from quantscope.trace_file import load, save
 from quantscope.weights import Weights
+from tests.e2e.commands import Capture, ran, refused
 from tests.models import STORIES, make_gguf
 from tests.oracle.quantized_files import demo_file
 
-Capture = pytest.CaptureFixture[str]
 IDS = "1,40,50,60,270"
 
 
@@ -26,20 +25,6 @@ IDS = "1,40,50,60,270"
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLUMNS", raising=False)
-
-
-def ran(capsys: Capture, *arguments: str | Path, code: int = 0) -> tuple[str, str]:
-    """(stdout, stderr) of a command that must end with this code."""
-    capsys.readouterr()
-    assert main([str(a) for a in arguments]) == code, capsys.readouterr()
-    return capsys.readouterr()
-
-
-def refused(capsys: Capture, *arguments: str | Path) -> str:
-    out, err = ran(capsys, *arguments, code=2)
-    assert out == ""
-    assert "Traceback" not in err
-    return " ".join(err.split())
 
 
 def compared(capsys: Capture, *arguments: str | Path, code: int) -> dict[str, Any]:
