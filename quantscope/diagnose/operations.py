@@ -7,19 +7,16 @@ The formulas are those of the arithmetic; what is here is which of them makes a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from quantscope.explain import MADE_BY
 from quantscope.model.arithmetic import Arithmetic
-from quantscope.model.ggml_arithmetic import GgmlArithmetic
 from quantscope.model.taps import split_tap
-from quantscope.qtypes import KVType
 from quantscope.weights import WeightProvider
 
 
@@ -46,7 +43,7 @@ def _linear(name: str) -> Operation:
 
 
 def _norm(name: str) -> Operation:
-    return lambda at, x: at.m.rms_norm(x, at.w[f"{name}.weight"], at.weights.config.norm_eps)
+    return lambda at, x: at.m.rms_norm(x, at.w, name, at.weights.config.norm_eps)
 
 
 def _head_norm(name: str) -> Operation:
@@ -75,27 +72,11 @@ def _attention(at: Place, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _weighted(at: Place, probs: Tensor, v: Tensor) -> Tensor:
     """The second half of the attention: probs [1,H,T,S], v [1,S,K·D] → [1,T,H·D]."""
-    values = at.heads(v)  # [1,S,K,D]
-    if isinstance(at.m, GgmlArithmetic):
-        return _WithProbabilities(at.m.kv, probs).attention(probs.transpose(1, 2), values, values, 1.0).flatten(-2)
-    shared = values.repeat_interleave(probs.shape[1] // values.shape[2], 2)  # [1,S,H,D]
-    return torch.einsum("bhts,bshd->bthd", probs, shared).flatten(-2)
+    return at.m.weighted_values(probs, at.heads(v)).flatten(-2)
 
 
-class _WithProbabilities(GgmlArithmetic):
-    """ggml's attention from probabilities [1,H,T,S] that are known."""
-
-    def __init__(self, kv: KVType, probs: Tensor) -> None:
-        super().__init__(kv)
-        self._known = probs
-
-    def _probabilities(self, q: Tensor, k: Tensor, scale: float) -> Iterator[Tensor]:
-        filled = F.pad(self._known, (0, -self._known.shape[-1] % 16))  # [1,H,T,S₁₆]
-        yield from filled.reshape(k.shape[2], -1, *filled.shape[2:])  # K times [H/K,T,S₁₆]
-
-
-def _sum(at: Place, a: Tensor, b: Tensor) -> Tensor:
-    return a + b
+def _sum(branch: str) -> Operation:
+    return lambda at, x, h: at.m.residual(h, x, branch)
 
 
 # tap → how it is computed from the taps that MADE_BY names
@@ -112,13 +93,13 @@ OPERATIONS: dict[str, Operation] = {
     "kq_soft_max": _attention_map,
     "kqv_out": _weighted,
     "attn_out": _linear("attn_output"),
-    "ffn_inp": _sum,
+    "ffn_inp": _sum("attn"),
     "ffn_norm": _norm("ffn_norm"),
     "ffn_gate": _linear("ffn_gate"),
     "ffn_up": _linear("ffn_up"),
     "ffn_swiglu": lambda at, gate, up: at.m.swiglu(gate, up),
     "ffn_out": _linear("ffn_down"),
-    "l_out": _sum,
+    "l_out": _sum("ffn"),
     "result_norm": _norm("output_norm"),
     "result_output": _linear("output"),
 }

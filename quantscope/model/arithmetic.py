@@ -34,8 +34,8 @@ class Arithmetic:
     def rotate(self, x: Tensor, tables: RopeTables) -> Tensor:
         return rope.rotate(x, tables)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return ops.rms_norm(x, weight, eps)
+    def rms_norm(self, x: Tensor, w: Mapping[str, Tensor], name: str, eps: float) -> Tensor:
+        return ops.rms_norm(x, w[f"{name}.weight"], eps)
 
     def linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = False) -> Tensor:
         return ops.linear(x, w, name, scale_last=scale_last)
@@ -46,8 +46,16 @@ class Arithmetic:
     def attention_map(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
         return ops.attention_map(q, k, scale)
 
+    def weighted_values(self, probs: Tensor, v: Tensor) -> Tensor:
+        """The second half of ``attention``, from its first half: [B,H,T,S], [B,S,K,D] → [B,T,H,D]."""
+        return ops.weighted_values(probs, v)
+
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         return ops.swiglu(gate, up)
+
+    def residual(self, h: Tensor, x: Tensor, branch: str) -> Tensor:
+        """h + x, x what a branch ("attn", "ffn") adds to the stream."""
+        return h + x
 
 
 EXACT = Arithmetic()

@@ -97,9 +97,9 @@ def layer(
 ) -> Tensor:
     """One decoder layer: h [B,T,E], w the weights of layer i by local name ("attn_q.weight") → [B,T,E]."""
     tap = at_layer(tap, i)
-    h = h + attention(m.rms_norm(h, w["attn_norm.weight"], config.norm_eps), w, i, config, rope, tap, cache, m)  # [B,T,E]
+    h = m.residual(h, attention(m.rms_norm(h, w, "attn_norm", config.norm_eps), w, i, config, rope, tap, cache, m), "attn")  # [B,T,E]
     tap("ffn_inp", h)
-    h = h + ffn(m.rms_norm(h, w["ffn_norm.weight"], config.norm_eps), w, tap, m)  # [B,T,E]
+    h = m.residual(h, ffn(m.rms_norm(h, w, "ffn_norm", config.norm_eps), w, tap, m), "ffn")  # [B,T,E]
     tap("l_out", h)
     return h
 
@@ -121,7 +121,7 @@ def attention(
         tap(name, projected)
     q, k, v = (z.reshape(*z.shape[:2], -1, config.head_dim) for z in (q, k, v))  # [B,T,H,D], [B,T,K,D] twice
     if "attn_q_norm.weight" in w:
-        q, k = m.rms_norm(q, w["attn_q_norm.weight"], config.norm_eps), m.rms_norm(k, w["attn_k_norm.weight"], config.norm_eps)
+        q, k = m.rms_norm(q, w, "attn_q_norm", config.norm_eps), m.rms_norm(k, w, "attn_k_norm", config.norm_eps)
         tap("Qcur_normed", q.flatten(-2))
         tap("Kcur_normed", k.flatten(-2))
     q, k = m.rotate(q, rope), m.rotate(k, rope)
@@ -161,7 +161,7 @@ def head(h: Tensor, w: Mapping[str, Tensor], config: ModelConfig, tap: Tap = no_
 
 def output_norm(h: Tensor, w: Mapping[str, Tensor], config: ModelConfig, tap: Tap = no_tap, m: Arithmetic = EXACT) -> Tensor:
     """The norm before the output matrix: h [B,T,E] → [B,T,E]."""
-    x = m.rms_norm(h, w["output_norm.weight"], config.norm_eps)  # [B,T,E]
+    x = m.rms_norm(h, w, "output_norm", config.norm_eps)  # [B,T,E]
     tap("result_norm", x)
     return x
 

@@ -19,7 +19,7 @@ Source: ggml-cpu/ops.cpp, vec.h, ggml-cpu.c (``ggml_compute_forward_mul_mat``), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -87,24 +87,31 @@ class GgmlArithmetic(Arithmetic):
         turned = _multiply_add(a, cos, -(b * sin)), _multiply_add(a, sin, b * cos)
         return torch.cat([torch.stack(turned, dim=-1 if interleaved else -2).flatten(-2), still], dim=-1)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def rms_norm(self, x: Tensor, w: Mapping[str, Tensor], name: str, eps: float) -> Tensor:
         """The squares and the mean are rounded to float32, the sum is not."""
         mean = ((x * x).sum(-1, keepdim=True, dtype=torch.float64) / x.shape[-1]).float().numpy()
-        return x * torch.from_numpy(1 / np.sqrt(mean + np.float32(eps))) * weight  # torch's root can be off by one unit
+        return x * torch.from_numpy(1 / np.sqrt(mean + np.float32(eps))) * w[f"{name}.weight"]  # torch's root can be off by one unit
 
     def linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = False) -> Tensor:
         assert isinstance(w, StoredTensors)  # what layer() and top() give
         return ops.scaled_and_shifted(_product(x, w, f"{name}.weight"), w, name, scale_last=scale_last)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """The probabilities are rounded to the type of v; one key/value head at a time."""
-        T = q.shape[1]
+        return self._mixed(self._probabilities(q, k, scale), v)
+
+    def weighted_values(self, probs: Tensor, v: Tensor) -> Tensor:
+        filled = F.pad(probs, (0, -probs.shape[-1] % 16))  # [B,H,T,S₁₆]
+        return self._mixed(filled.reshape(len(v) * v.shape[2], -1, *filled.shape[2:]), v)
+
+    def _mixed(self, groups: Iterable[Tensor], v: Tensor) -> Tensor:
+        """The probabilities, B·K times [H/K,T,S₁₆], are rounded to the type of v [B,S,K,D]; one key/value head at a time → [B,T,H,D]."""
         mixed = []
-        for probs, values in zip(self._probabilities(q, k, scale), v.transpose(1, 2).flatten(0, 1), strict=True):  # [G,T,S₁₆], [S,D]
+        for probs, values in zip(groups, v.transpose(1, 2).flatten(0, 1), strict=True):  # [G,T,S₁₆], [S,D]
+            T = probs.shape[1]
             columns = F.pad(self._cached(values), (0, 0, 0, probs.shape[-1] - len(values))).T.contiguous()  # [D,S₁₆]
             out = float_product(self._cached(probs.flatten(0, 1)).numpy(), columns.numpy(), by_rows=T == 1)
             mixed.append(torch.from_numpy(out).reshape(-1, T, out.shape[-1]))  # [G,T,D]
-        return torch.cat(mixed).reshape(len(q), -1, T, v.shape[-1]).transpose(1, 2)  # [B,T,H,D]
+        return torch.cat(mixed).reshape(len(v), -1, *mixed[0].shape[1:]).transpose(1, 2)  # [B,T,H,D]
 
     def attention_map(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
         probs = torch.cat(list(self._probabilities(q, k, scale)))  # [B·H,T,S₁₆]

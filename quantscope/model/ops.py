@@ -79,6 +79,11 @@ def attention_map(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return torch.cat(probs, dim=1)
 
 
+def weighted_values(probs: Tensor, v: Tensor) -> Tensor:
+    """Σₛ probs·v, the key/value head k serving the H/K query heads from k·H/K on: [B,H,T,S], [B,S,K,D] → [B,T,H,D]."""
+    return torch.einsum("bhts,bshd->bthd", probs, v.repeat_interleave(probs.shape[1] // v.shape[2], 2))
+
+
 def _future(T: int, S: int, device: torch.device) -> Tensor:
     """True where query t must not look: keys after S−T+t.  Bool [T,S]."""
     return torch.ones(T, S, dtype=torch.bool, device=device).triu(S - T + 1)

@@ -85,8 +85,8 @@ class Faulty(Arithmetic):
         self.i = None
         return super().top(weights, dtype)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return self.done("rms_norm", super().rms_norm(x, weight, eps))
+    def rms_norm(self, x: Tensor, w: Mapping[str, Tensor], name: str, eps: float) -> Tensor:
+        return self.done("rms_norm", super().rms_norm(x, w, name, eps))
 
     def linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = False) -> Tensor:
         return self.done(name, super().linear(x, w, name, scale_last=scale_last))
