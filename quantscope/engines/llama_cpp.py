@@ -9,7 +9,7 @@ import numpy as np
 
 from quantscope.engines import Request, model_name
 from quantscope.engines.collect import Collector
-from quantscope.engines.llama_session import LlamaSession, TapObserver, Values
+from quantscope.engines.llama_session import LlamaSession, TapObserver, Values, has_amx
 from quantscope.errors import EngineError
 from quantscope.quants.threads import available_cpus
 from quantscope.sources.base import show
@@ -17,6 +17,8 @@ from quantscope.sources.resolve import open_source
 from quantscope.tokenizers import check_ids
 from quantscope.trace import Origin, Trace
 from quantscope.wording import sci
+
+NO_AMX = "This CPU has AMX tiles: llama.cpp ran without them and without interleaved weights, in its plain CPU code."
 
 
 def run(request: Request, collect: Collector) -> Trace:
@@ -40,7 +42,7 @@ def run(request: Request, collect: Collector) -> Trace:
         model_sha256=source.sha256(),
         arch=str(source.metadata.get("general.architecture")),
         tokens=request.tokens,
-        notes=(_observation(plain, observed),),
+        notes=(_observation(plain, observed), *([NO_AMX] if has_amx() else [])),
     )
     return Trace(origin, collect.complete())
 

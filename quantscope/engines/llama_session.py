@@ -34,6 +34,15 @@ WARNING = 3  # enum ggml_log_level: 3 warning, 4 error, 5 continues the line bef
 _complaints: deque[str] = deque(maxlen=8)
 
 
+def has_amx() -> bool:
+    """Whether this build would compute with AMX tiles.
+
+    They are left alone: their code has died of ``ldtilecfg`` in virtual machines that offer AMX, and it adds up in another order than the
+    rest of llama.cpp, which is what is emulated.
+    """
+    return b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
+
+
 class Observer(Protocol):
     """Asked about every node in order of evaluation, and shown the values of those it wants."""
 
@@ -64,6 +73,7 @@ class LlamaSession:
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
+        params.use_extra_bufts = not has_amx()
         self._observer: Observer | None = None
         self._failure: BaseException | None = None
         self._context: Any = None

@@ -176,8 +176,9 @@ def test_a_whole_model(preset: str, kv: KVType, model: Callable[[str], Path]) ->
     if SAME_ORDER:
         assert [name for name in theirs if not np.array_equal(theirs[name], ours[name])] == []
     if (preset, kv) != ("F32", "F32"):
-        assert nmse(theirs["l_out-0"], ours["l_out-0"]) < nmse(theirs["l_out-0"], exact["l_out-0"]) / 10
-        assert nmse(theirs["result_output"], ours["result_output"]) < nmse(theirs["result_output"], exact["result_output"])
+        near, far = (10, 1) if SAME_ORDER else (4, 2)  # 16-bit activations fall otherwise as often as they fall alike, some layers later
+        assert nmse(theirs["l_out-0"], ours["l_out-0"]) < nmse(theirs["l_out-0"], exact["l_out-0"]) / near
+        assert nmse(theirs["result_output"], ours["result_output"]) < nmse(theirs["result_output"], exact["result_output"]) * far
     assert nmse(theirs["Qcur_pre-0"], ours["Qcur_pre-0"]) <= MAX_NMSE
 
 
