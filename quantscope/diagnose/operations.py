@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -56,10 +56,13 @@ def _embedded(at: Place) -> Tensor:
     return at.weights.rows("token_embd.weight", at.ids)
 
 
-def _rotated(at: Place, x: Tensor) -> Tensor:
-    rope, positions = at.weights.config.rope, torch.tensor(at.positions)
-    tables = at.m.rope_tables(rope, positions, at.weights.rope_factors(), x.dtype)
-    return at.m.rotate(at.heads(x), tables).flatten(-2)
+def _rotated(which: Literal["q", "k"]) -> Operation:
+    def rotated(at: Place, x: Tensor) -> Tensor:
+        rope, positions = at.weights.config.rope, torch.tensor(at.positions)
+        tables = at.m.rope_tables(rope, positions, at.weights.rope_factors(), x.dtype)
+        return at.m.rotate(at.heads(x), tables, which).flatten(-2)
+
+    return rotated
 
 
 def _attention_map(at: Place, q: Tensor, k: Tensor) -> Tensor:
@@ -75,7 +78,7 @@ def _weighted(at: Place, probs: Tensor, v: Tensor) -> Tensor:
     return at.m.weighted_values(probs, at.heads(v)).flatten(-2)
 
 
-def _sum(branch: str) -> Operation:
+def _sum(branch: Literal["attn", "ffn"]) -> Operation:
     return lambda at, x, h: at.m.residual(h, x, branch)
 
 
@@ -88,8 +91,8 @@ OPERATIONS: dict[str, Operation] = {
     "Vcur": _linear("attn_v"),
     "Qcur_normed": _head_norm("attn_q_norm"),
     "Kcur_normed": _head_norm("attn_k_norm"),
-    "Qcur": _rotated,
-    "Kcur": _rotated,
+    "Qcur": _rotated("q"),
+    "Kcur": _rotated("k"),
     "kq_soft_max": _attention_map,
     "kqv_out": _weighted,
     "attn_out": _linear("attn_output"),

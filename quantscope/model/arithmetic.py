@@ -7,6 +7,7 @@ forward(ids, weights, arithmetic=Ggml(kv="F16"))     with the roundings of ggml'
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Arithmetic:
     def rope_tables(self, config: RopeConfig, positions: Tensor, factors: Tensor | None, dtype: torch.dtype) -> RopeTables:
         return rope.rope_tables(config, positions, factors, dtype)
 
-    def rotate(self, x: Tensor, tables: RopeTables) -> Tensor:
+    def rotate(self, x: Tensor, tables: RopeTables, which: Literal["q", "k"]) -> Tensor:
         return rope.rotate(x, tables)
 
     def rms_norm(self, x: Tensor, w: Mapping[str, Tensor], name: str, eps: float) -> Tensor:
@@ -53,8 +54,8 @@ class Arithmetic:
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         return ops.swiglu(gate, up)
 
-    def residual(self, h: Tensor, x: Tensor, branch: str) -> Tensor:
-        """h + x, x what a branch ("attn", "ffn") adds to the stream."""
+    def residual(self, h: Tensor, x: Tensor, branch: Literal["attn", "ffn"]) -> Tensor:
+        """h + x, x what a branch adds to the stream."""
         return h + x
 
 

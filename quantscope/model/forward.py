@@ -124,7 +124,7 @@ def attention(
         q, k = m.rms_norm(q, w, "attn_q_norm", config.norm_eps), m.rms_norm(k, w, "attn_k_norm", config.norm_eps)
         tap("Qcur_normed", q.flatten(-2))
         tap("Kcur_normed", k.flatten(-2))
-    q, k = m.rotate(q, rope), m.rotate(k, rope)
+    q, k = m.rotate(q, rope, "q"), m.rotate(k, rope, "k")
     tap("Qcur", q.flatten(-2))
     tap("Kcur", k.flatten(-2))
     if cache is not None:

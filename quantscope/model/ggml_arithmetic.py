@@ -20,6 +20,7 @@ Source: ggml-cpu/ops.cpp, vec.h, ggml-cpu.c (``ggml_compute_forward_mul_mat``), 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ class GgmlArithmetic(Arithmetic):
     def rope_tables(self, config: RopeConfig, positions: Tensor, factors: Tensor | None, dtype: torch.dtype) -> RopeTables:
         return rope_tables(config, positions, factors)
 
-    def rotate(self, x: Tensor, tables: RopeTables) -> Tensor:
+    def rotate(self, x: Tensor, tables: RopeTables, which: Literal["q", "k"]) -> Tensor:
         """One of the two products of each sum is rounded, the other is added to it in one step."""
         R = tables.cos.shape[-1]
         turning, still = x[..., : 2 * R], x[..., 2 * R :]

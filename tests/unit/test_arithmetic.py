@@ -183,7 +183,7 @@ def test_rotation_is_the_exact_one_up_to_rounding(layout: str) -> None:
     x = torch.randn(2, 5, 3, 20, generator=rng)  # 16 of 20 channels turn
     angles = torch.randn(5, 8, generator=rng)
     tables = RopeTables(angles.cos(), angles.sin(), layout)  # type: ignore[arg-type]
-    turned = ggml_arithmetic().rotate(x, tables)
+    turned = ggml_arithmetic().rotate(x, tables, "q")
     torch.testing.assert_close(turned, rotate(x, tables), rtol=1e-5, atol=1e-6)
     assert torch.equal(turned[..., 16:], x[..., 16:])
 

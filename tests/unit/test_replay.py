@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -91,8 +91,8 @@ class Faulty(Arithmetic):
     def linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = False) -> Tensor:
         return self.done(name, super().linear(x, w, name, scale_last=scale_last))
 
-    def rotate(self, x: Tensor, tables: RopeTables) -> Tensor:
-        return self.done("rotate", super().rotate(x, tables))
+    def rotate(self, x: Tensor, tables: RopeTables, which: Literal["q", "k"]) -> Tensor:
+        return self.done("rotate", super().rotate(x, tables, which))
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         return self.done("attention", super().attention(q, k, v, self.done("scale", torch.tensor(scale)).item()))
