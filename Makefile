@@ -7,7 +7,7 @@ JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format benchmark benchmark-study benchmark-scaling clean
+.PHONY: help demo test test-slow check format benchmark benchmark-study benchmark-scaling benchmark-cuda clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -50,6 +50,9 @@ benchmark-study: $(VENV)/.dev  ## a whole study beside llama.cpp's own programs
 
 benchmark-scaling: $(VENV)/.dev  ## cost by variants and tokens
 	$(BIN)/python -m benchmarks.scaling
+
+benchmark-cuda: $(VENV)/.dev  ## a study and the codecs on a GPU beside the CPU
+	$(BIN)/python -m benchmarks.cuda
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,28 +1,40 @@
-"""``--device cuda`` against the CPU: the same bits from the codecs, the same numbers within float32's rounding from the forward."""
+"""``--device cuda`` against the CPU: the same bits from the codecs, the same numbers within float32's rounding from all that computes.
+
+What it imports needs neither llama-cpp-python nor Transformers, as a machine with a GPU often has a small environment.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from quantscope.images import Images
+from quantscope.kld_base import prepare_base, read_base, write_base
+from quantscope.logit_sums import LogitSums
 from quantscope.metrics import nmse
 from quantscope.model.forward import forward
 from quantscope.model.taps import Recorder
 from quantscope.qtypes import QTYPES
 from quantscope.quants import encode
 from quantscope.quants.torch_codecs import TORCH_TYPES
+from quantscope.results import Study, StudyOptions
 from quantscope.sources.resolve import open_source
+from quantscope.study import run_study
+from quantscope.tap_stats import measure
 from quantscope.weights import Weights
 from tests.models import LINEARS, STORIES, make_gguf
-from tests.oracle import test_k_encode, test_legacy_encode
+from tests.oracle import test_k_encode
 from tests.unit import test_torch_codecs
 
 DEVICE = "cuda"
+DATA = Path(__file__).resolve().parents[2] / "quantscope" / "data"
+DEMO = StudyOptions((str(DATA / "demo-f16.gguf"),), ("Q4_0", "Q2_K", "Q6_K"), prompt="Once", text=DATA / "demo.txt", n_ctx=64, n_chunks=3)
 MAX_NMSE = {torch.float32: 1e-10, torch.float64: 1e-24}  # other orders of summation; TF32, ten bits of mantissa, would give some 1e-7
 
 pytestmark = pytest.mark.skipif(
@@ -33,9 +45,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def blocks() -> np.ndarray:
-    """Every case of the other encoding tests, float32 [n, 256]."""
-    legacy = [x.reshape(-1, 256) for x in test_legacy_encode.CASES.values()]
-    return np.concatenate([*map(test_k_encode.case, test_k_encode.CASES), *legacy, test_torch_codecs.every_case()])
+    """The cases of other encoding tests, of which none needs ggml itself, float32 [n, 256]."""
+    return np.concatenate([*map(test_k_encode.case, test_k_encode.CASES), test_torch_codecs.every_case()])
 
 
 @pytest.fixture
@@ -81,3 +92,71 @@ def test_every_tap_is_the_cpus(dtype: torch.dtype) -> None:
     assert {"embd", "kq_soft_max-0", "l_out-4", "result_output"} <= set(theirs.taps)
     errors = {name: float(nmse(x.flatten(), ours.taps[name].cpu().flatten())) for name, x in theirs.taps.items()}
     assert {name: e for name, e in errors.items() if not e <= MAX_NMSE[dtype]} == {}
+
+
+# --- what a study reads off -------------------------------------------------------------------------------------------------------------
+
+
+def test_summaries_of_taps_are_the_cpus() -> None:
+    """Ties over the whole tap, so that which of the largest is the first decides; massive activations; what is not finite."""
+    rng = np.random.default_rng(2)
+    x = torch.from_numpy(rng.integers(-9, 10, (6, 100, 2048)).astype(np.float32))
+    x[1] *= 1000
+    x[2, 50:, 7] = 1e6
+    x[3, 31, 900] = torch.nan
+    x[4, 99, 2047] = torch.inf
+    x[5] = 0
+    ref = x + torch.from_numpy(rng.standard_normal(x.shape).astype(np.float32))
+    for r in (None, ref):
+        ours = measure(None if r is None else r.to(DEVICE), x.to(DEVICE), chunk0=0)
+        np.testing.assert_allclose(ours, measure(r, x, chunk0=0), rtol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_sums_of_logits_are_the_cpus(stored: bool) -> None:
+    """Ties within and between the slices of the vocabulary; tokens of probability 0; a NaN."""
+    rng = np.random.default_rng(3)
+    members = [torch.from_numpy(rng.integers(-400, 401, (700, 3000)).astype(np.float32) / 80) for _ in range(3)]
+    members[0] = members[0].log_softmax(-1) if stored else members[0]
+    members[0][3, 5:900] = members[1][9, 2000:] = -torch.inf
+    members[2][11, 2999] = torch.nan
+    labels = torch.from_numpy(rng.integers(0, 3000, 700))
+    both = []
+    for device in (DEVICE, "cpu"):
+        sums = LogitSums(700, 3, labels=labels.to(device), has_reference=True, stored=stored, device=device)
+        for v0 in range(0, 3000, 1024):
+            sums.add(v0, [x[:, v0 : v0 + 1024].to(device) for x in members])
+        both.append({what: getattr(sums, what).cpu().numpy() for what in ("kl", "mass", "log_p", "top_id", "same_top")})
+    for what, theirs in both[1].items():
+        np.testing.assert_allclose(both[0][what], theirs, rtol=1e-10, atol=1e-12, equal_nan=True, err_msg=what)
+
+
+def assert_same_study(ours: Study, theirs: Study) -> None:
+    """The same tokens and places, and numbers that differ by what the other order of float32 sums makes of them."""
+    for x, y in zip(ours.variants, theirs.variants, strict=True):
+        assert (x.name, x.types, x.file_bytes, [g.id for g in x.generated]) == (y.name, y.types, y.file_bytes, [g.id for g in y.generated])
+        assert x.logits is not None
+        assert y.logits is not None
+        assert x.logits.ppl == pytest.approx(y.logits.ppl, rel=1e-6)
+        assert x.logits.kl_nats == (y.logits.kl_nats and pytest.approx(y.logits.kl_nats, rel=1e-4))  # None: the original
+        assert x.logits.top1_agree == pytest.approx(y.logits.top1_agree, abs=0.02)  # two logits may be as good as equal
+        assert [(a.tap, a.layer, a.n, a.n_massive) for a in x.ops] == [(b.tap, b.layer, b.n, b.n_massive) for b in y.ops]
+        for what in ("rms", "abs_max", "nmse", "outlier_share"):
+            values, expected = ([getattr(row, what) or 0.0 for row in v.ops] for v in (x, y))
+            np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-12, err_msg=f"{x.name}, {what}")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_study_gives_the_cpus_numbers(dtype: Any) -> None:
+    assert_same_study(*(run_study(replace(DEMO, device=device, dtype=dtype)) for device in (DEVICE, "cpu")))
+
+
+def test_a_base_file_gives_the_cpus_numbers(tmp_path: Path) -> None:
+    """Written on the GPU, and compared with there."""
+    for device in (DEVICE, "cpu"):
+        write_base(tmp_path / device, prepare_base(replace(DEMO, types=(), prompt=None, device=device)))
+    ours, theirs = (read_base(tmp_path / device) for device in (DEVICE, "cpu"))
+    for what in ("scale", "lowest"):
+        np.testing.assert_allclose(ours.rows[what], theirs.rows[what], rtol=1e-5)
+    quantized = replace(DEMO, prompt=None, types=(), base=tmp_path / "cpu", dtype="float64")
+    assert_same_study(*(run_study(replace(quantized, device=device)) for device in (DEVICE, "cpu")))

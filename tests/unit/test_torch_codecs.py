@@ -44,6 +44,26 @@ def any_finite_bits(rng: np.random.Generator) -> np.ndarray:
     return np.where(np.isfinite(x), x, F32(1))
 
 
+def bits_below(rng: np.random.Generator, limit: int) -> np.ndarray:
+    """Floats whose magnitude, as bits, is below ``limit``, evenly over the bit patterns."""
+    return rng.integers(0, limit, (N, 256), dtype=np.uint32).view(F32)
+
+
+def either_sign(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
+    return np.where(rng.random(x.shape) < 0.5, -x, x)
+
+
+def half_way(rng: np.random.Generator, limit: int, kept: int) -> np.ndarray:
+    """Floats half way between two that have the ``kept`` upper bits only."""
+    bits = rng.integers(0, limit >> (32 - kept), (N, 256), dtype=np.uint32) << (32 - kept)
+    return (bits | (1 << (31 - kept))).astype(np.uint32).view(F32)
+
+
+def neighbours_of_float16(rng: np.random.Generator) -> np.ndarray:
+    x = rng.integers(0, 0x7C00, (N, 256), dtype=np.uint16).view(np.float16).astype(F32)
+    return np.nextafter(x, either_sign(rng, np.full_like(x, np.inf)))
+
+
 # fmt: off
 CASES: dict[str, Case] = {
     "normal":                     normal,
@@ -70,6 +90,11 @@ CASES: dict[str, Case] = {
     "every scale":                lambda rng: normal(rng) * powers(rng, -149, 125, 16),
     "every scale per element":    lambda rng: normal(rng) * powers(rng, -149, 125, 256),
     "any finite bits":            any_finite_bits,
+    "scale without inverse":      lambda rng: either_sign(rng, bits_below(rng, 1 << 22)),
+    "tiny":                       lambda rng: either_sign(rng, bits_below(rng, 1 << 25)),
+    "neighbours of float16s":     neighbours_of_float16,
+    "half way between float16s":  lambda rng: either_sign(rng, half_way(rng, 0x47800000, 19)),
+    "half way between bfloat16s": lambda rng: either_sign(rng, half_way(rng, 0x7F800000, 16)),
 }
 # fmt: on
 
