@@ -137,16 +137,23 @@ def _floors(ref: Trace, test: Trace, predicted: Trace | None, floor: float | Non
     if not known and _both_exact(ref, test):
         return lambda tap: EXACT_FLOOR, f"an NMSE of {EXACT_FLOOR:g}, the order of float32 sums"
     if not known:
+        wiser = (
+            "--predicted with `quantscope trace MODEL --arithmetic bf16`" if _in_bf16(test) else "a reference of `quantscope trace MODEL`"
+        )
         return (
             lambda tap: ROUNDING_FLOOR,
-            f"an NMSE of {ROUNDING_FLOOR:g}, a wide allowance for engines that round activations; a reference of `quantscope trace MODEL` "
-            f"says what this file needs",
+            f"an NMSE of {ROUNDING_FLOOR:g}, a wide allowance for engines that round activations; {wiser} says what this file needs",
         )
     largest = max(known.values())
+    whose = "bfloat16" if predicted is not None and _in_bf16(predicted) else "ggml's arithmetic (8-bit activations, 16-bit cache)"
     return (
         lambda tap: PREDICTED_TIMES * known.get(tap, largest) + EXACT_FLOOR,
-        f"{PREDICTED_TIMES:g} times what ggml's arithmetic (8-bit activations, 16-bit cache) changes at the same tap",
+        f"{PREDICTED_TIMES:g} times what {whose} changes at the same tap",
     )
+
+
+def _in_bf16(trace: Trace) -> bool:
+    return trace.origin.dtype == "bfloat16"
 
 
 def _both_exact(ref: Trace, test: Trace) -> bool:
@@ -154,9 +161,12 @@ def _both_exact(ref: Trace, test: Trace) -> bool:
 
 
 def _predictions(ref: Trace, test: Trace, predicted: Trace | None) -> Mapping[str, float]:
-    """Tap → NMSE of the emulated arithmetic: of a trace of it, else what the reference's own trace says; nothing for an exact engine."""
+    """Tap → NMSE of the emulated arithmetic: of a trace of it, else what the reference's own trace says of ggml's.
+
+    Nothing for an exact engine, nor for one in bfloat16, which rounds what ggml does not.
+    """
     if predicted is None:
-        return {} if _both_exact(ref, test) else ref.origin.predicted or {}
+        return {} if _both_exact(ref, test) or _in_bf16(test) else ref.origin.predicted or {}
     check_same_run(ref.origin, predicted.origin)
     return {name: error for name in ref.taps if (error := _error(ref, predicted, name)) is not None and not math.isnan(error)}
 

@@ -21,7 +21,9 @@ Test = Annotated[Path, typer.Argument(metavar="TEST", help="The trace to judge: 
 Predicted = Annotated[
     Path | None,
     typer.Option(
-        metavar="TRACE", help="Of `quantscope trace MODEL --arithmetic ggml`: its error is the floor of each tap.", show_default=False
+        metavar="TRACE",
+        help="Of `quantscope trace MODEL --arithmetic ggml`, or bf16: its error times 4 is the floor of each tap.",
+        show_default=False,
     ),
 ]
 Original = Annotated[

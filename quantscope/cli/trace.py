@@ -26,6 +26,7 @@ class EngineName(str, Enum):
 class ArithmeticName(str, Enum):
     exact = "exact"
     ggml = "ggml"
+    bf16 = "bf16"
 
 
 class KV(str, Enum):
@@ -41,7 +42,9 @@ class DtypeName(str, Enum):
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face folder.", show_default=False)]
 EngineOption = Annotated[EngineName, typer.Option(help="Who runs the model.")]
-ArithmeticOption = Annotated[ArithmeticName, typer.Option(help="Of the reference: exact, or what ggml's CPU code does to numbers.")]
+ArithmeticOption = Annotated[
+    ArithmeticName, typer.Option(help="Of the reference: exact, or what ggml's CPU code or Transformers in bfloat16 does to numbers.")
+]
 Prompt = Annotated[str | None, typer.Option(metavar="TEXT", help="What to run.  [default: Once upon a time]", show_default=False)]
 Tokens = Annotated[str | None, typer.Option(metavar="ID,ID,...", help="Token ids instead of a prompt.")]
 Taps = Annotated[str | None, typer.Option(metavar="REGEX", help="Keep only the taps whose names it is found in, as in 'l_out|result'.")]

@@ -31,6 +31,9 @@ class Altered(Arithmetic):
         replaced = self._operations.get(operation)
         return getattr(self.inner, operation)(*args, **more) if replaced is None else replaced(self.inner, *args, **more)
 
+    def embed(self, weights: WeightProvider, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.inner.embed(weights, ids, dtype)
+
     def layer(self, weights: WeightProvider, i: int, dtype: torch.dtype) -> Mapping[str, Tensor]:
         return self.inner.layer(weights, i, dtype)
 

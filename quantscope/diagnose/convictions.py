@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quantscope.diagnose.replay import GGML, Replay, ReplayRow, replay
 from quantscope.model.arithmetic import Arithmetic
+from quantscope.model.bf16_arithmetic import Bf16Arithmetic
 from quantscope.model.ggml_arithmetic import ggml_arithmetic
 from quantscope.sources.resolve import open_source
 from quantscope.trace import Origin, Trace
@@ -22,9 +23,11 @@ def replayed(trace: Trace, model: str) -> Replay:
 
 
 def expected_rounding(origin: Origin) -> Arithmetic | None:
-    """The rounding an engine may have by its own account: none for an exact one, ggml's otherwise, with the cache it names."""
+    """The rounding an engine may have by its own account: none for an exact one, bfloat16's, ggml's otherwise, with the cache it names."""
     if origin.arithmetic.startswith("exact"):
         return None
+    if origin.dtype == "bfloat16":
+        return Bf16Arithmetic()
     return ggml_arithmetic("F32") if origin.arithmetic == "ggml, F32 cache" else GGML
 
 

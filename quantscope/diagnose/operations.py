@@ -53,7 +53,7 @@ def _head_norm(name: str) -> Operation:
 
 def _embedded(at: Place) -> Tensor:
     assert at.ids is not None
-    return at.weights.rows("token_embd.weight", at.ids)
+    return at.m.embed(at.weights, at.ids, torch.float32)
 
 
 def _rotated(which: Literal["q", "k"]) -> Operation:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -83,7 +84,7 @@ def replay(trace: Trace, weights: WeightProvider, *, arithmetic: Arithmetic = EX
     """
     if trace.origin.tokens is not None:
         check_ids(torch.tensor([trace.origin.tokens], dtype=torch.int64), weights.config)
-    bench = _Bench(Recorded(trace, weights.config), weights, arithmetic, predicted)
+    bench = Bench(trace, weights, arithmetic, predicted)
     with exact_matmul():
         rows = tuple(bench.examine(tap) for tap in tap_names(weights.config.n_layer) if bench.normed or "_normed" not in tap)
     if all(row.verdict == "not recorded" for row in rows):
@@ -95,11 +96,11 @@ def replay(trace: Trace, weights: WeightProvider, *, arithmetic: Arithmetic = EX
     return Replay(trace.origin, rows, tuple(tap for tap in trace.taps if tap not in {row.tap for row in rows}))
 
 
-class _Bench:
+class Bench:
     """Where the operations of one trace are computed again."""
 
-    def __init__(self, recorded: Recorded, weights: WeightProvider, arithmetic: Arithmetic, predicted: Arithmetic | None) -> None:
-        self._recorded, self._weights = recorded, weights
+    def __init__(self, trace: Trace, weights: WeightProvider, arithmetic: Arithmetic = EXACT, predicted: Arithmetic | None = None) -> None:
+        self._recorded, self._weights = Recorded(trace, weights.config), weights
         self._arithmetic, self._predicted = arithmetic, predicted
         self.normed = "attn_q_norm.weight" in weights.layer_names(0)
 
@@ -140,16 +141,23 @@ class _Bench:
         return sorted(set.intersection(*(self._recorded.positions(name) for name in (tap, *inputs) if name not in keys)))
 
     def _judged(self, row: ReplayRow, operation: Operation) -> ReplayRow:
-        positions, keys = self._positions(row.tap, row.inputs), _looked_back_at(row.tap, row.inputs)
-        read = [self._recorded.rows(name, range(positions[-1] + 1) if name in keys else positions) for name in row.inputs]
-
-        def computed(m: Arithmetic) -> Tensor:
-            layer = (split_tap(row.tap) or (row.tap, None))[1]
-            w = m.top(self._weights, torch.float32) if layer is None else m.layer(self._weights, layer, torch.float32)
-            return operation(Place(m, w, self._weights, positions, self._recorded.ids(positions)), *read)
-
+        positions = self._positions(row.tap, row.inputs)
+        computed = partial(self._computed, row, operation, positions, self._weights)
         rounded = None if self._predicted is None else computed(self._predicted)
         return judged(row, computed(self._arithmetic), rounded, self._recorded.rows(row.tap, positions), positions)
+
+    def again(self, row: ReplayRow, weights: WeightProvider, m: Arithmetic) -> tuple[Tensor, Tensor]:
+        """What an engine that reads these weights and computes by m makes of the inputs of a judged row, and what the trace has."""
+        positions = self._positions(row.tap, row.inputs)
+        operation = next(op for op, inputs in ways(row.tap, self._weights.config.n_layer, self.normed) if inputs == row.inputs)
+        return self._computed(row, operation, positions, weights, m), self._recorded.rows(row.tap, positions)
+
+    def _computed(self, row: ReplayRow, operation: Operation, positions: list[int], weights: WeightProvider, m: Arithmetic) -> Tensor:
+        keys = _looked_back_at(row.tap, row.inputs)
+        read = [self._recorded.rows(name, range(positions[-1] + 1) if name in keys else positions) for name in row.inputs]
+        layer = (split_tap(row.tap) or (row.tap, None))[1]
+        w = m.top(weights, torch.float32) if layer is None else m.layer(weights, layer, torch.float32)
+        return operation(Place(m, w, weights, positions, self._recorded.ids(positions)), *read)
 
 
 def _stem(tap: str) -> str:

@@ -50,7 +50,7 @@ def _run(reference: Setup, walker: Walker, wanted: Callable[[str], bool], first:
     taps = _Wanted(wanted)
     outside = own if walker.layers is None else reference
     if h is None:
-        h = embed(outside.ids, outside.weights, taps)
+        h = embed(outside.ids, outside.weights, taps, arithmetic=outside.arithmetic)
     ropes = {id(s): tables(h, s.weights, arithmetic=s.arithmetic) for s in (own, reference)}
     yield taps.taken()
     for i in range(first, config.n_layer):

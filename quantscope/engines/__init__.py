@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from quantscope.engines.collect import Collector
     from quantscope.trace import Trace
 
-ArithmeticName: TypeAlias = Literal["exact", "ggml"]
+ArithmeticName: TypeAlias = Literal["exact", "ggml", "bf16"]
 Dtype: TypeAlias = Literal["float32", "float64", "bfloat16"]
 
 
@@ -53,7 +53,7 @@ class Engine:
 
 
 ENGINES: dict[str, Engine] = {
-    "reference": Engine("reference:run", dtypes=("float32", "float64"), arithmetics=("exact", "ggml")),
+    "reference": Engine("reference:run", dtypes=("float32", "float64"), arithmetics=("exact", "ggml", "bf16")),
     "llama.cpp": Engine("llama_cpp:run", "llama_cpp", "llamacpp"),
     "transformers": Engine("transformers:run", "transformers", "transformers", dtypes=("float32", "bfloat16")),
 }

@@ -1,4 +1,4 @@
-"""The reference forward as an engine: exact arithmetic, or the emulated arithmetic of ggml's CPU path."""
+"""The reference forward as an engine: exact arithmetic, or the emulated arithmetic of ggml's CPU path or of Transformers in bfloat16."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from quantscope.errors import UsageError
 from quantscope.fingerprint import estimate_nmse, fingerprint
 from quantscope.metrics import nmse
 from quantscope.model.arithmetic import EXACT, Arithmetic
+from quantscope.model.bf16_arithmetic import Bf16Arithmetic
 from quantscope.model.forward import forward
 from quantscope.model.ggml_arithmetic import ggml_arithmetic
 from quantscope.qtypes import KVType
@@ -51,12 +52,12 @@ def run(request: Request, collect: Collector) -> Trace:
     origin = Origin(
         engine="reference",
         engine_version=__version__,
-        arithmetic=f"exact {request.dtype}" if request.arithmetic == "exact" else f"ggml, {request.kv} cache",
+        arithmetic=_described(request),
         model=model_name(request.model),
         model_sha256=source.sha256(),
         arch=weights.config.arch,
         tokens=request.tokens,
-        dtype=request.dtype,
+        dtype="bfloat16" if request.arithmetic == "bf16" else request.dtype,
         config=_config(weights),
         predicted=_predicted(ids, weights, collect, request.kv) if request.predict and request.arithmetic == "exact" else None,
     )
@@ -64,12 +65,20 @@ def run(request: Request, collect: Collector) -> Trace:
 
 
 def _arithmetic(request: Request) -> Arithmetic:
-    """The operations: exact, or ggml's.  UsageError for ggml's in another dtype than float32, in which it does not exist."""
+    """The operations: exact, or an engine's.  UsageError for an engine's in another dtype, of which it has only its own."""
     if request.arithmetic == "exact":
         return EXACT
     if request.dtype != "float32":
-        raise UsageError(f"--dtype {request.dtype}: ggml computes in float32, expected no --dtype beside --arithmetic ggml. Leave it out.")
-    return ggml_arithmetic(request.kv)
+        raise UsageError(
+            f"--dtype {request.dtype}: --arithmetic {request.arithmetic} says itself what is rounded, expected no --dtype beside it. "
+            f"Leave it out."
+        )
+    return Bf16Arithmetic() if request.arithmetic == "bf16" else ggml_arithmetic(request.kv)
+
+
+def _described(request: Request) -> str:
+    """The arithmetic as a trace names it; that of bf16 as Transformers does."""
+    return {"exact": f"exact {request.dtype}", "ggml": f"ggml, {request.kv} cache", "bf16": "bfloat16"}[request.arithmetic]
 
 
 def _predicted(ids: Tensor, weights: Weights, exact: Collector, kv: KVType) -> dict[str, float]:

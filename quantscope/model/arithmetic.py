@@ -21,6 +21,10 @@ from quantscope.weights import LazyTensors, WeightProvider
 class Arithmetic:
     """The operations of ``ops`` and ``rope``, with no rounding but that of the dtype.  A subclass replaces those that an engine rounds."""
 
+    def embed(self, weights: WeightProvider, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of token_embd.weight: ids [B,T] → [B,T,E]."""
+        return weights.rows("token_embd.weight", ids).to(dtype)
+
     def layer(self, weights: WeightProvider, i: int, dtype: torch.dtype) -> Mapping[str, Tensor]:
         """The tensors of layer i by local name, as ``linear`` wants them."""
         return cast(weights.layer(i), dtype)

@@ -63,16 +63,18 @@ def forward(
     config, n_past = weights.config, cache.n_past if cache else 0
     check_ids(ids, config, n_past)
     with exact_matmul():
-        h = embed(ids, weights, tap, dtype=dtype)
+        h = embed(ids, weights, tap, dtype=dtype, arithmetic=arithmetic)
         rope = tables(h, weights, dtype=dtype, n_past=n_past, arithmetic=arithmetic)
         for i in range(config.n_layer):
             h = layer(h, arithmetic.layer(weights, i, dtype), i, config, rope, tap, cache, arithmetic)
         return head(h, arithmetic.top(weights, dtype), config, tap, arithmetic)
 
 
-def embed(ids: Tensor, weights: WeightProvider, tap: Tap = no_tap, *, dtype: torch.dtype = torch.float32) -> Tensor:
+def embed(
+    ids: Tensor, weights: WeightProvider, tap: Tap = no_tap, *, dtype: torch.dtype = torch.float32, arithmetic: Arithmetic = EXACT
+) -> Tensor:
     """Rows of token_embd.weight: ids [B,T] → [B,T,E]."""
-    h = weights.rows("token_embd.weight", ids).to(dtype)  # [B,T,E]
+    h = arithmetic.embed(weights, ids, dtype)  # [B,T,E]
     tap("embd", h)
     return h
 
