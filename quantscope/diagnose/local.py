@@ -10,14 +10,14 @@ explained alone, so several faults at once do not hide one another.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from quantscope.diagnose.faults import Instance, instances
-from quantscope.diagnose.replay import Bench, ReplayRow
+from quantscope.diagnose.replay import Bench, Replay, ReplayRow
 from quantscope.diagnose.setup import Held, Setup
 from quantscope.metrics import nmse
 from quantscope.model.ops import exact_matmul
@@ -26,6 +26,7 @@ from quantscope.trace import Trace
 from quantscope.weights import WeightProvider
 
 NAMED = 0.9  # least E of a fault of one operation: its inputs are known, so the right one leaves the floor
+SHOWS = 1e-6  # NMSE from which a fault counts as seen in an operation
 LEFT = 1e-3  # of the error: what may be left where rounding follows the fault's own values
 
 
@@ -65,7 +66,7 @@ def causes(trace: Trace, weights: WeightProvider, convicted: Sequence[ReplayRow]
 def _of(row: ReplayRow, bench: Bench, base: Setup, known: Iterable[Instance]) -> list[Cause]:
     if row.nmse is None or row.floor is None or row.n == 0:
         return []
-    stem = (split_tap(row.tap) or (row.tap, None))[0]
+    stem = _stem_of(row.tap)
     found = []
     for instance in known:
         wrong = instance.apply(base) if stem in instance.ops else None
@@ -77,6 +78,10 @@ def _of(row: ReplayRow, bench: Bench, base: Setup, known: Iterable[Instance]) ->
         if explained >= NAMED and left <= max(row.floor, LEFT * row.nmse):
             found.append(Cause(instance, explained, left))
     return sorted(found, key=lambda c: c.left)
+
+
+def _stem_of(tap: str) -> str:
+    return (split_tap(tap) or (tap, None))[0]
 
 
 def _left(computed: Tensor, made: Tensor) -> float:
@@ -96,11 +101,31 @@ def _limits(bench: Bench, convicted: Sequence[ReplayRow], base: Setup) -> list[f
     return [float(x.abs().max()) for x in made if x.isfinite().all()][:1]
 
 
-def cover(found: dict[str, list[Cause]]) -> tuple[list[Explained], list[str]]:
+@torch.no_grad()
+def contradicted(
+    trace: Trace, weights: WeightProvider, replayed: Replay, suspects: Iterable[Instance], n_prompt: int | None = None
+) -> set[Instance]:
+    """Faults that would have shown in an operation that is right: they touch more than what is wrong."""
+    tokens = trace.origin.tokens or (0,)
+    base = Setup(Held(weights), torch.tensor([list(tokens)], dtype=torch.int64), n_prompt=n_prompt)
+    bench = Bench(trace, base.weights)
+    wrong: set[Instance] = set()
+    with exact_matmul():
+        for row in replayed.those("cleared"):
+            for instance in set(suspects) - wrong:
+                setup = instance.apply(base) if _stem_of(row.tap) in instance.ops else None
+                if setup is not None and _left(*bench.again(row, setup.weights, setup.arithmetic)) > max(row.floor or 0.0, SHOWS):
+                    wrong.add(instance)
+    return wrong
+
+
+def cover(found: dict[str, list[Cause]], contradicted: Collection[Instance] = ()) -> tuple[list[Explained], list[str]]:
     """The fewest faults that explain all convicted taps, and the taps that none explains.
 
-    Of faults that explain equally many, the one that leaves least comes first; those that explain the same taps are its twins.
+    Of faults that explain a tap, those that are not contradicted by operations that are right go first.  Of those that explain equally
+    many taps, the one that leaves least comes first; those that explain the same taps are its twins.
     """
+    found = {tap: [c for c in own if c.instance not in contradicted] or own for tap, own in found.items()}
     open_taps = {tap for tap, causes in found.items() if causes}
     chosen: list[Explained] = []
     while open_taps:

@@ -30,6 +30,7 @@ NAMED = 0.5  # least E of a fault worth naming: wrong ones stay under it (docs/m
 LEFT = 1e-3  # of what the reference leaves: numerical noise grows with a fault's own effect
 BESIDE = 8  # single faults that a second one is looked for beside
 AT_ONCE = 400  # setups that walk side by side
+MOST_CHECKED = 12  # candidates that are tried again from the ids on
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Candidate:
     """
 
     faults: tuple[Instance, ...]
-    layers: frozenset[int] | None  # that it is limited to; None: everywhere from the first difference on
+    layers: frozenset[int] | None  # that it is limited to, −1 the embedding, n_layer the head; None: everywhere
     explained: float  # E, at most 1
     front: float
     consistent: bool
@@ -51,7 +52,9 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        where = "" if self.layers is None else f" in layer {min(self.layers)} alone"
+        where = ""
+        if self.layers is not None:
+            where = f" in layer {min(self.layers)} alone" if len(self.layers) == 1 else f" from layer {min(self.layers)} on"
         return " and ".join(instance.label for instance in self.faults) + where
 
 
@@ -84,12 +87,14 @@ def search(
     predicted: Arithmetic | None = None,
     n_prompt: int | None = None,
     ids: Sequence[int] | None = None,
+    given: Sequence[Instance] = (),
     pairs: bool = True,
 ) -> Search:
     """The catalogue against one trace.
 
     predicted: the arithmetic the engine may have; None: float32.  n_prompt: tokens of the first batch of a decoding.  ids: where the trace
-    does not say them.  pairs: look for two faults at once where no single one is consistent.
+    does not say them.  given: faults that are known to be there, to which one is added.  pairs: look for two faults at once where no single
+    one is consistent.
     """
     tokens = trace.origin.tokens or ids or ()
     base = Setup(Held(weights), torch.tensor([list(tokens)], dtype=torch.int64), n_prompt=n_prompt)
@@ -101,12 +106,12 @@ def search(
     if not differing:
         return Search(kind, (), len(read), (), 0)
     bench = _Bench(base, trace, read, hidden)
-    singles = bench.tried([(instance,) for instance in bench.known])
-    best = singles
-    if pairs and not any(c.consistent for c in singles):
-        best = singles + bench.pairs(singles)
-    named = [c for c in best if c.explained >= NAMED]
-    return Search(kind, tuple(dict.fromkeys(r.tap for r in differing)), len(read), tuple(sorted(named, key=_order)), len(best))
+    singles = bench.tried([(*given, instance) for instance in bench.known if instance not in given])
+    found = singles
+    if pairs and not given and not any(c.consistent for c in singles):
+        found = singles + bench.pairs(singles)
+    named = bench.checked([c for c in found if c.explained >= NAMED])
+    return Search(kind, tuple(dict.fromkeys(r.tap for r in differing)), len(read), tuple(sorted(named, key=_order)), len(found))
 
 
 def _order(c: Candidate) -> tuple[bool, int, float, float, bool]:
@@ -165,25 +170,42 @@ class _Bench:
 
     def tried(self, sets: Iterable[tuple[Instance, ...]]) -> list[Candidate]:
         """What each set of faults explains: everywhere from the first difference on, and in the first layer that differs alone."""
-        return [c for walkers in _chunks(self._walkers(sets), AT_ONCE) for c in self._explained(walkers)]
+        start = None if self._from_ids else self._agreed + 1
+        return [c for chunk in _chunks(self._walkers(sets), AT_ONCE) for c in self._explained(chunk, start)]
+
+    def checked(self, named: Sequence[Candidate]) -> list[Candidate]:
+        """Tried again from the ids on: a fault that would have shown before the first difference is not everywhere."""
+        if self._from_ids:
+            return list(named)
+        doubtful = [c for c in named if c.consistent and c.layers is None][:MOST_CHECKED]
+        again = self._explained([(c.faults, Walker(self._setup(c.faults))) for c in doubtful], None)  # type: ignore[arg-type]
+        wrong = {c.label for c in again if not c.consistent}
+        if all(c.label in wrong for c in doubtful):
+            later = frozenset(range(self._first, self._base.config.n_layer + 1))
+            return [replace(c, layers=later) if c.label in wrong else c for c in named]
+        return [c for c in named if c.label not in wrong or c.layers is not None]
+
+    def _setup(self, faults: Iterable[Instance]) -> Setup | None:
+        setup: Setup | None = self._base
+        for instance in faults:
+            setup = None if setup is None else instance.apply(setup)
+        return setup
 
     def _walkers(self, sets: Iterable[tuple[Instance, ...]]) -> Iterable[tuple[tuple[Instance, ...], Walker]]:
         for faults in sets:
-            setup: Setup | None = self._base
-            for instance in faults:
-                setup = None if setup is None else instance.apply(setup)
+            setup = self._setup(faults)
             if setup is None:
                 continue
             yield faults, Walker(setup)
             if len(faults) == 1 and 0 <= self._first < self._base.config.n_layer and not setup.times and setup.ids is self._base.ids:
                 yield faults, Walker(setup, frozenset({self._first}))
 
-    def _explained(self, chunk: Sequence[tuple[tuple[Instance, ...], Walker]]) -> list[Candidate]:
+    def _explained(self, chunk: Sequence[tuple[tuple[Instance, ...], Walker]], start: int | None) -> list[Candidate]:
+        """start: the layer to begin with, from the reference's hidden state; None: from the ids."""
         left = [list(self._before) for _ in chunk]  # what a setup does not show stays as it is
-        start = None if self._from_ids else self._hidden[self._agreed + 1]
         at = {r.tap: [k for k, other in enumerate(self._read) if other.tap == r.tap] for r in self._read}
-        first = 0 if start is None else self._agreed + 1
-        for step in walk(self._base, [w for _, w in chunk], at.__contains__, first, start):
+        h = None if start is None else self._hidden[start]
+        for step in walk(self._base, [w for _, w in chunk], at.__contains__, start or 0, h):
             for n, taps in enumerate(step):
                 for tap, x in taps.items():
                     for k in at[tap]:

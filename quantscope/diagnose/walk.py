@@ -24,7 +24,7 @@ Taps = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Walker:
-    """A setup, and the layers it is limited to; None: it is the whole program, embedding and head included."""
+    """A setup, and the layers it is limited to, −1 the embedding and n_layer the head; None: it is the whole program."""
 
     setup: Setup
     layers: frozenset[int] | None = None
@@ -48,20 +48,24 @@ def walk(
 def _run(reference: Setup, walker: Walker, wanted: Callable[[str], bool], first: int, h: Tensor | None) -> Iterator[Taps]:
     own, config = walker.setup, reference.config
     taps = _Wanted(wanted)
-    outside = own if walker.layers is None else reference
+
+    def at(i: int) -> Setup:
+        return own if walker.layers is None or i in walker.layers else reference
+
     if h is None:
-        h = embed(outside.ids, outside.weights, taps, arithmetic=outside.arithmetic)
+        h = embed(at(-1).ids, at(-1).weights, taps, arithmetic=at(-1).arithmetic)
     ropes = {id(s): tables(h, s.weights, arithmetic=s.arithmetic) for s in (own, reference)}
     yield taps.taken()
     for i in range(first, config.n_layer):
-        s = own if walker.layers is None or i in walker.layers else reference
+        s = at(i)
         n = s.times.get(i, 1)
         for _ in range(n):
             h = layer(h, s.arithmetic.layer(s.weights, i, torch.float32), i, config, ropes[id(s)], taps, None, s.arithmetic)
         if n == 0:
             taps(f"l_out-{i}", h)
         yield taps.taken()
-    head(h, outside.arithmetic.top(outside.weights, torch.float32), config, taps, outside.arithmetic)
+    s = at(config.n_layer)
+    head(h, s.arithmetic.top(s.weights, torch.float32), config, taps, s.arithmetic)
     yield taps.taken()
 
 
