@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from quantscope.arch.config import ModelConfig
+    from quantscope.diagnose.ledger import Hypothesis
+    from quantscope.importers.answers import Answer
     from quantscope.importers.base import Imported, Run
     from quantscope.importers.consistency import RowOrigin
     from quantscope.importers.name_map import Rule
@@ -62,6 +64,7 @@ class Item(NamedTuple):
     kind: str
     trace: Trace
     warnings: tuple[str, ...] = ()  # about its numbers; the trace has them as notes
+    answers: tuple[Answer, ...] = ()  # what its file says was generated
 
 
 def import_(
@@ -80,7 +83,8 @@ def import_(
     """Read what another engine wrote about a forward, as a trace for `quantscope compare`.
 
     Formats: the log of llama-eval-callback or llama-debug, RusTorch's log and dumps, fingerprint lines, npz, npy and safetensors arrays,
-    and tables of statistics (Markdown, CSV).  With statistics the layer tables are printed, all files side by side.
+    and tables of statistics (Markdown, CSV).  With statistics the layer tables are printed, all files side by side, and what they support
+    and what they leave open.
     """
     from quantscope.findings.traces import study_of
     from quantscope.importers.name_map import parse_rule
@@ -93,6 +97,7 @@ def import_(
     rows, items = _check_rows(items, runs or ())
     warnings += [w for i in items for w in i.warnings]
     study = study_of([(i.name, i.trace) for i in items])
+    suspicions = _ledger(items, study)
     if table and study is None:
         raise UsageError(
             "--table: no file has the RMS of a layer's output, expected statistics or whole tensors. Leave --table out to see what there "
@@ -100,13 +105,13 @@ def import_(
         )
     written = _write(items, out)
     _complain(warnings)
-    _show(items, study, rows, sys.stderr if json else sys.stdout, table)
+    _show(items, study, suspicions, rows, sys.stderr if json else sys.stdout, table)
     if json:
         from quantscope.cli.output import print_document
         from quantscope.report.imported import described, document
 
         found = [described(i.name, i.kind, i.trace, str(written[n]) if written else None) for n, i in enumerate(items)]
-        print_document(document(found, study, rows, warnings))
+        print_document(document(found, study, suspicions, rows, warnings))
     if out is not None:
         from quantscope.cli.console import console
 
@@ -156,8 +161,31 @@ def _read(
         for name, run in wanted:
             trace = with_known(run.trace, facts)
             trace = trace if config is None else check_widths(trace, config)
-            items.append(_noted(Item(_new_name(name, items), imported.kind, trace), residual_mismatches(trace)))
+            name = _new_name(name, items)
+            items.append(
+                _noted(Item(name, imported.kind, trace, answers=_answers(file, imported, name, trace)), residual_mismatches(trace))
+            )
     return items, warnings
+
+
+def _answers(file: Path, imported: Imported, name: str, trace: Trace) -> tuple[Answer, ...]:
+    """What the file says was generated: of a table every answer that it has, of a log that of this call."""
+    from quantscope.importers.answers import answer_of, answers
+    from quantscope.importers.base import read_text
+
+    if imported.kind == "table":
+        return answers(read_text(file))
+    own = answer_of(name, trace)
+    return () if own is None else (own,)
+
+
+def _ledger(items: Sequence[Item], study: Study | None) -> tuple[Hypothesis, ...]:
+    """What the layer tables support of what people suspect; nothing without them."""
+    from quantscope.diagnose.table_ledger import ledger_of_tables
+
+    if study is None:
+        return ()
+    return ledger_of_tables(study, list(dict.fromkeys(a for i in items for a in i.answers)))
 
 
 def _wanted(imported: Imported, call: int | None, file: Path) -> tuple[list[tuple[str, Run]], list[str]]:
@@ -232,12 +260,19 @@ def _complain(warnings: Sequence[str]) -> None:
         complain("Warning", warning)
 
 
-def _show(items: Sequence[Item], study: Study | None, rows: Sequence[RowOrigin], stream: Any, table_only: bool) -> None:
+def _show(
+    items: Sequence[Item],
+    study: Study | None,
+    suspicions: Sequence[Hypothesis],
+    rows: Sequence[RowOrigin],
+    stream: Any,
+    table_only: bool,
+) -> None:
     from rich.console import Group
     from rich.text import Text
 
     from quantscope.cli.console import console
-    from quantscope.report.imported import layer_tables, origins_table, summary
+    from quantscope.report.imported import layer_tables, ledger_table, origins_table, summary
     from quantscope.report.text import grid
 
     out = console(stream)
@@ -251,6 +286,7 @@ def _show(items: Sequence[Item], study: Study | None, rows: Sequence[RowOrigin],
         for t in layer_tables(study):
             parts += grid(t, out.width, "the document of --json")
         parts += [Text(), *(Text(f"• {f.text}") for f in study.findings)]
+        parts += grid(ledger_table(suspicions), out.width)
     if rows:
         parts += grid(origins_table(rows), out.width, "the document of --json")
     out.print(Group(*parts))

@@ -1,4 +1,4 @@
-"""What an import found: a summary of each trace, the layer tables of all of them, and the document of ``--json``."""
+"""What an import found: a summary of each trace, the layer tables of all of them, the ledger, and the document of ``--json``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from quantscope.diagnose.ledger import Hypothesis
 from quantscope.importers.consistency import RowOrigin
 from quantscope.report.table import FLAG, Table
 from quantscope.report.tables import by_layer, swiglu
@@ -91,6 +92,12 @@ def layer_tables(study: Study) -> list[Table]:
     return [*shown, *swiglu(study).tables]
 
 
+def ledger_table(suspicions: Sequence[Hypothesis]) -> Table:
+    """What people suspect, what these numbers say to it, and in the last line of a row the command that would test it."""
+    cells = tuple((h.id, h.status, printable(" ".join(h.evidence)) + f"\n→ {printable(h.command)}") for h in suspicions)
+    return Table(("hypothesis", "status", "evidence → test"), cells, "Hypotheses", text_columns=frozenset(range(3)))
+
+
 def origins_table(rows: Sequence[RowOrigin]) -> Table:
     """Which run each number of a table's rows is from; marked where no one run has all that any has."""
     cells = tuple(((f"{FLAG} " if r.mixed else "") + r.variant, str(r.layer), _from_where(r)) for r in rows)
@@ -107,7 +114,13 @@ def _from_where(row: RowOrigin) -> str:
     return "; ".join(f"{listed(what)}: {source}" for source, what in sources.items())
 
 
-def document(files: Sequence[dict[str, Any]], study: Study | None, rows: Sequence[RowOrigin], warnings: Sequence[str]) -> dict[str, Any]:
+def document(
+    files: Sequence[dict[str, Any]],
+    study: Study | None,
+    suspicions: Sequence[Hypothesis],
+    rows: Sequence[RowOrigin],
+    warnings: Sequence[str],
+) -> dict[str, Any]:
     """What ``--json`` prints; a number that is not known or not finite is null."""
     layers = None
     if study is not None:
@@ -117,6 +130,7 @@ def document(files: Sequence[dict[str, Any]], study: Study | None, rows: Sequenc
         "files": list(files),
         "layers": layers,
         "findings": [] if study is None else [{"id": f.id, "text": f.text, "evidence": _finite(f.evidence)} for f in study.findings],
+        "ledger": [asdict(h) for h in suspicions],
         "rows": [_finite(asdict(row)) for row in rows],
         "warnings": list(warnings),
     }

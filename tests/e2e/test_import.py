@@ -71,6 +71,34 @@ def test_the_seeds_table_and_its_runs(capsys: Capture) -> None:
     assert trace.origin.engine == "RusTorch"
 
 
+def test_the_seeds_conclusions_as_a_ledger(capsys: Capture) -> None:
+    """What its tables support, and that a fault of the engine stays untested without a same-file reference."""
+    out, _ = run(capsys, RUSTORCH / "seed-tables.md")
+    text = " ".join(out[out.index("Hypotheses") :].split())
+    assert 'untested RusTorch gives "diplom" (id 13487, rank 6) in Q4_K_M' in text
+    assert "supported RMS grows 74.9× (Q4_K_M) and 72.1× (Q4_0), at most 4.0% apart" in text
+    assert 'llama.cpp gave "," in Q4_0' in text
+    assert "→ quantscope diagnose FILE.gguf --against TRACE" in text
+    document, _ = run(capsys, RUSTORCH / "seed-tables.md", "--json")
+    entries = {h["id"]: h for h in json.loads(document)["ledger"]}
+    assert [name for name, h in entries.items() if h["status"] != "untested"] == ["architecture-amplifies"]
+    assert set(entries["engine-bug"]) == {"id", "text", "status", "evidence", "command"}
+    assert len(entries["engine-bug"]["evidence"]) == 2
+
+
+def test_the_tokens_of_logs_are_in_the_ledger(capsys: Capture) -> None:
+    out, _ = run(capsys, RUSTORCH / "q4_k_m.log", RUSTORCH / "q4_0.log", "--json")
+    told = json.loads(out)["ledger"][0]["evidence"][0]
+    assert told == "RusTorch gives token id 13487, rank 6 in q4_k_m and token id 1001, rank 1 in q4_0."
+
+
+def test_without_layer_tables_there_is_no_ledger(capsys: Capture) -> None:
+    out, _ = run(capsys, RUSTORCH / "one-token.log")
+    assert "Hypotheses" not in out
+    document, _ = run(capsys, RUSTORCH / "one-token.log", "--json")
+    assert json.loads(document)["ledger"] == []
+
+
 def test_json_is_one_document(capsys: Capture) -> None:
     out, err = run(capsys, RUSTORCH / "q4_k_m.log", RUSTORCH / "one-token.log", "--json", "--call", "1")
     found = json.loads(out)
