@@ -60,6 +60,13 @@ class Causes:
         """All faults named, twins too."""
         return tuple(dict.fromkeys([n for x in self.named for n in x.names] + [n for c in self.alternatives for n in c.names]))
 
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The taps that are wrong by themselves, or, where there was no replay, the first that differs."""
+        if self.replayed is not None and (rows := self.replayed.those("convicted")):
+            return tuple(row.tap for row in rows)
+        return self.searched.differing[:1] if self.searched is not None else ()
+
 
 def find(
     trace: Trace,

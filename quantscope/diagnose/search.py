@@ -67,6 +67,8 @@ class Search:
     n_readings: int
     candidates: tuple[Candidate, ...]
     n_tried: int
+    excluded: tuple[str, ...] = ()  # where nothing differs: faults that would have shown
+    untestable: tuple[str, ...] = ()  # and those that would not, in this evidence
 
     @property
     def consistent(self) -> tuple[Candidate, ...]:
@@ -103,9 +105,10 @@ def search(
     read = readings(trace, ref, rounded)
     differing = [r for r in read if r.excess > 1]
     kind = _kind(read)
-    if not differing:
-        return Search(kind, (), len(read), (), 0)
     bench = _Bench(base, trace, read, hidden)
+    if not differing:
+        shown, hidden_ones = bench.visible()
+        return Search(kind, (), len(read), (), len(bench.known), shown, hidden_ones)
     singles = bench.tried([(*given, instance) for instance in bench.known if instance not in given])
     found = singles
     if pairs and not given and not any(c.consistent for c in singles):
@@ -144,11 +147,11 @@ class _Bench:
         self._base, self._trace, self._hidden = base, trace, hidden
         self._before = [r.distance(r.ref) for r in read]
         self._read = read
-        differing = [r for r in read if r.excess > 1]
-        self._first = 0 if differing[0].tap == "embd" else _layer_of(differing[0].tap, base.config.n_layer)
-        shown = [_layer_of(r.tap, base.config.n_layer) for r in read if r.excess <= 1 and r.tap != "embd"]
+        first = next((r.tap for r in read if r.excess > 1), "embd")
+        self._first = max(_layer_of(first, base.config.n_layer), 0)
+        shown = [_layer_of(r.tap, base.config.n_layer) for r in read if r.excess <= 1]
         self._agreed = max((i for i in shown if i < self._first), default=-1)  # the last layer that is shown to agree
-        self._from_ids = differing[0].tap == "embd" or self._agreed < 0
+        self._from_ids = first == "embd" or self._agreed < 0
         self.known = [instance for instance in instances(base, _limits(read)) if self._possible(instance)]
 
     def _possible(self, instance: Instance) -> bool:
@@ -168,10 +171,19 @@ class _Bench:
         # each must add to what the other explains
         return [c for c in found if c.explained > max(alone[i.label] for i in c.faults) + 0.02]
 
+    def visible(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(names of faults that the evidence rules out wherever they could be, names of those that would not show in it)."""
+        changed = [((i,), i.apply(self._base)) for i in self.known]
+        chunks = _chunks((faults, Walker(setup)) for faults, setup in changed if setup is not None)
+        again = [c for chunk in chunks for c in self._explained(chunk, None)]
+        hidden = {c.faults[0].fault.name for c in again if c.consistent}
+        names = tuple(dict.fromkeys(i.fault.name for i in self.known))
+        return tuple(n for n in names if n not in hidden), tuple(n for n in names if n in hidden)
+
     def tried(self, sets: Iterable[tuple[Instance, ...]]) -> list[Candidate]:
         """What each set of faults explains: everywhere from the first difference on, and in the first layer that differs alone."""
         start = None if self._from_ids else self._agreed + 1
-        return [c for chunk in _chunks(self._walkers(sets), AT_ONCE) for c in self._explained(chunk, start)]
+        return [c for chunk in _chunks(self._walkers(sets)) for c in self._explained(chunk, start)]
 
     def checked(self, named: Sequence[Candidate]) -> list[Candidate]:
         """Tried again from the ids on: a fault that would have shown before the first difference is not everywhere."""
@@ -220,9 +232,9 @@ class _Bench:
                 rest = 0.0 if good[-1] else 1.0 if math.isinf(before) or math.isinf(after) else max(after - 1, 0.0) / (before - 1)
                 shares.append(max(1 - rest, -1.0))
         front = good.index(False) if False in good else len(good)
-        start = next(k for k, r in enumerate(self._read) if self._before[k] > r.allowance)
+        start = next((k for k, r in enumerate(self._read) if self._before[k] > r.allowance), 0)
         reach = max(front - start, 0) / (len(good) - start)
-        return Candidate(faults, walker.layers, sum(shares) / len(shares), reach, all(good))
+        return Candidate(faults, walker.layers, sum(shares) / max(len(shares), 1), reach, all(good))
 
 
 def _limits(read: Sequence[Reading]) -> list[float]:
@@ -237,7 +249,7 @@ def _layer_of(tap: str, n_layer: int) -> int:
     return -1 if stem == "embd" else n_layer if layer is None else layer
 
 
-def _chunks(items: Iterable, size: int) -> Iterable[list]:  # type: ignore[type-arg]
+def _chunks(items: Iterable, size: int = AT_ONCE) -> Iterable[list]:  # type: ignore[type-arg]
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
