@@ -16,6 +16,7 @@ from quantscope import __version__
 from quantscope.cli.compare import compare
 from quantscope.cli.console import complain
 from quantscope.cli.demo import demo
+from quantscope.cli.diagnose import diagnose
 from quantscope.cli.golden import golden
 from quantscope.cli.import_ import import_
 from quantscope.cli.inspect import inspect
@@ -45,6 +46,7 @@ app.command(short_help="One model in many quantizations, layer by layer.")(study
 app.command(short_help="What one engine shows at every tap.")(trace)
 app.command("import", short_help="A trace of another engine's log, dump or table.")(import_)
 app.command(short_help="Two traces tap by tap, and where they part.")(compare)
+app.command(short_help="The quantization, the engine, the file or the prompt?")(diagnose)
 app.command(short_help="Two files tensor by tensor, beyond their types.")(weights)
 app.add_typer(golden, name="golden", short_help="Expected values for an engine's own tests.")
 app.command("kld-base", short_help="The file that llama-perplexity compares quantizations with.")(kld_base)

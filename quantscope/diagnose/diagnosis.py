@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -25,6 +25,7 @@ from quantscope.diagnose.evidence import Record
 from quantscope.diagnose.ledger import Divergence, Facts, Hypothesis, ledger, split_facts
 from quantscope.engines.reference import trace as exact_trace
 from quantscope.errors import QuantscopeError, TraceContentError
+from quantscope.explain import rotation
 from quantscope.metrics import rms
 from quantscope.model.ggml_arithmetic import GgmlArithmetic
 from quantscope.sources.resolve import open_source
@@ -66,7 +67,8 @@ class Diagnosis:
     logits: LogitSplit | None = None
     rounding: ActivationRounding | None = None
     about_logits: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    turned: str | None = None  # what RoPE setting the engine used, where it rotates otherwise
+    next_steps: tuple[str, ...] = ()
 
 
 def judge(e: Evidence) -> Diagnosis:
@@ -93,7 +95,10 @@ def judge(e: Evidence) -> Diagnosis:
     facts = _facts(e, ref, original, comparison, causes, logits, rounding)
     records = (*e.records, *_tap_records(e, comparison, causes))
     said = () if logits is None else sentences(logits, rounding)
-    return Diagnosis(e.model, engine, verdict, causes.level, records, ledger(facts), causes, comparison, split, logits, rounding, said)
+    turned = rotation(ref, e.test, comparison)
+    return Diagnosis(
+        e.model, engine, verdict, causes.level, records, ledger(facts), causes, comparison, split, logits, rounding, said, turned
+    )
 
 
 def _expected(e: Evidence, tokens: Sequence[int]) -> Trace | None:

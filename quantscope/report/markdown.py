@@ -29,7 +29,7 @@ def markdown(study: Study) -> str:
     for section in sections(study):
         blocks += [f"## {section.title}", escaped(section.explanation)]
         for table in section.tables:
-            blocks += [f"### {escaped(table.caption)}" if table.caption else "", _table(table), _list(table.footnotes)]
+            blocks += [f"### {escaped(table.caption)}" if table.caption else "", pipe_table(table), _list(table.footnotes)]
     if len(study.findings) > 1:
         blocks += ["## Findings", "\n".join(f"- **{f.id}**: {escaped(f.text)}" for f in study.findings[1:])]
     blocks += ["## Notes", _list(study.notes)] if study.notes else []
@@ -41,7 +41,7 @@ def _list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {escaped(line)}" for line in lines)
 
 
-def _table(table: Table) -> str:
+def pipe_table(table: Table) -> str:
     """A pipe table, padded so that it also reads as plain text."""
     rows = [tuple(escaped(cell) for cell in row) for row in (table.columns, *table.rows)]
     widths = [max(3, *(len(row[c]) for row in rows)) for c in range(len(table.columns))]
