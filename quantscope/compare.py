@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -97,7 +98,7 @@ def compare(ref: Trace, test: Trace, *, predicted: Trace | None = None, floor: f
     notes = _limits_of_origin(ref, test)
     test = _on_trust(test, ref)
     common = sorted((name for name in ref.taps if name in test.taps), key=graph_order)
-    rows = [row for name in common for row in _rows(ref, test, name, floors(name))]
+    rows = [row for name in common for row in _rows(ref, test, name, partial(_floor_of, ref, test, name, floors(name), predicted))]
     if not rows:
         raise TraceContentError(
             f"nothing to compare: {ref.title} has {_some(ref.taps)}, {test.title} has {_some(test.taps)}, and no tap has evidence of the "
@@ -156,6 +157,27 @@ def _in_bf16(trace: Trace) -> bool:
     return trace.origin.dtype == "bfloat16"
 
 
+def _floor_of(ref: Trace, test: Trace, tap: str, floor: float, predicted: Trace | None, piece: Evidence) -> float:
+    """The floor of one piece: of a sample at least what the emulated engine's whole tensors say of these values and their rows.
+
+    Printed rows are not those of average size: the first rows of an attention map are, and a massive token's.
+    """
+    exact, rounded = (None if t is None else t.find(tap, Full) for t in (ref, predicted))
+    if not isinstance(piece, Sample) or exact is None or rounded is None or exact.values.shape != rounded.values.shape:
+        return floor
+    there = covered(piece, test.origin)
+    if there is not None and not _has(ref, exact, there):
+        return floor
+    error = (exact.values.double() - rounded.values.double()).square()
+    error = error + error.mean(-1, keepdim=True)  # each value's own, and that of its row
+    x = exact.values.double()
+    if there is not None:
+        error, x = (rows_of(Full(y, exact.positions), ref.origin, there) for y in (error, x))
+    if int(piece.index.max()) >= error.numel():
+        return floor
+    return max(floor, PREDICTED_TIMES * _ratio(error.flatten()[piece.index].mean().item(), x.square().mean().item()))
+
+
 def _both_exact(ref: Trace, test: Trace) -> bool:
     return all(t.origin.arithmetic.startswith("exact") for t in (ref, test))
 
@@ -174,11 +196,11 @@ def _predictions(ref: Trace, test: Trace, predicted: Trace | None) -> Mapping[st
 # ---- one tap -------------------------------------------------------------------------------------------------------------------------
 
 
-def _rows(ref: Trace, test: Trace, tap: str, floor: float) -> list[Row]:
+def _rows(ref: Trace, test: Trace, tap: str, floor_of: Callable[[Evidence], float]) -> list[Row]:
     """The strongest comparison that both traces allow, of every piece of that kind: a log of decoding has one for each step."""
     for kind, compare_kind in _BY_STRENGTH:
         pieces: list[Evidence] = test.all_of(tap, kind)  # type: ignore[type-var]
-        compared = [(piece, row) for piece in pieces if (row := compare_kind(ref, test, tap, piece, floor)) is not None]
+        compared = [(piece, row) for piece in pieces if (row := compare_kind(ref, test, tap, piece, floor_of(piece))) is not None]
         if len(compared) > 1:
             return [replace(row, note=_joined(_at(covered(piece, test.origin)), row.note)) for piece, row in compared]
         if compared:
@@ -479,5 +501,5 @@ def three_way(exact: Trace, engine: Trace, *, original: Trace | None = None, pre
 
 def _error(ref: Trace, test: Trace, tap: str) -> float | None:
     """The largest error of a tap's whole tensors or fingerprints; None where the traces have none in common."""
-    rows = _rows(ref, test, tap, 0) if tap in ref.taps and tap in test.taps else []
+    rows = _rows(ref, test, tap, lambda piece: 0) if tap in ref.taps and tap in test.taps else []
     return max((row.nmse for row in rows if row.kind in ("values", "fingerprint")), default=None)

@@ -163,6 +163,16 @@ def _norms(norm: Callable[..., Tensor]) -> Change:
     return change
 
 
+def _no_qk_norm(s: Setup, place: str) -> Setup | None:
+    if not _has(s, "attn_q_norm.weight"):
+        return None
+
+    def rms_norm(m: Arithmetic, x: Tensor, w: Any, name: str, eps: float) -> Tensor:
+        return x if name in ("attn_q_norm", "attn_k_norm") else m.rms_norm(x, w, name, eps)
+
+    return replace(s, arithmetic=Altered(s.arithmetic, rms_norm=rms_norm))
+
+
 def _eps(s: Setup, place: str) -> Setup | None:
     """place: "1e-06" of all norms, "1e-06 in ffn_norm" of one."""
     value, _, norm = place.partition(" in ")
@@ -203,7 +213,7 @@ def _other_layout(c: RopeConfig) -> RopeConfig:
 
 def _half_heads(s: Setup, place: str) -> Setup | None:
     """Heads of half the size, twice as many: in RoPE, whose frequencies follow the size, and in the attention."""
-    if s.config.head_dim % 4 or s.config.rope.dim != s.config.head_dim:
+    if s.config.head_dim % 4 or s.config.rope.dim != s.config.head_dim or s.weights.rope_factors() is not None:
         return None
     turned = turning(s.arithmetic, config=lambda c: replace(c, dim=c.dim // 2))
 
@@ -398,6 +408,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("norm-weight-twice", "multiplies with the norm's weight twice ({})", _weight_of_norm(torch.square), (), _ALL_NORMS),
     Fault("norm-weight-plus-one", "multiplies with 1 + the norm's weight ({})", _weight_of_norm(lambda w: w + 1), (), _ALL_NORMS),
     Fault("norm-layernorm", "subtracts the mean: LayerNorm for RMSNorm ({})", _norms(_layer_norm), (), _ALL_NORMS),
+    Fault("q-norm-ignored", "does not norm q and k", _no_qk_norm, ("Qcur_normed", "Kcur_normed")),
     Fault("norm-missing", "leaves out the norm ({})", _norms(lambda m, x, w, name, eps: x), (), _ALL_NORMS),
     # rotation
     Fault("rope-layout", "pairs channels the other way (interleaved for half-split or the reverse)", _turns(config=_other_layout), ROPE),

@@ -1,7 +1,7 @@
 """Every piece of evidence of a trace as numbers that a setup must reproduce, in units of what honest arithmetic may change there.
 
     R(x) = mean ((y − seen(x)) / scale)²        y: what the trace says;  seen: how a tap x of a setup would look in that evidence
-    scale² = floor · mean x_ref² of values, samples and fingerprints;  of statistics, what the emulated arithmetic does to them
+    scale² = floor · mean x_ref² of values and fingerprints;  of samples and statistics, what the emulated arithmetic does to just these
 
 R ≤ allowance: the evidence does not tell the setup from the engine.  Sums are linear, so an error seen through samples or random-sign sums
 is explained by a fault as the error of the whole tensor is.
@@ -133,10 +133,22 @@ def _reading(
         scale = torch.tensor([_scale_of(name, tap, piece, pooled, at.numel()) * size for name in piece.values])
         slack = torch.tensor([0.5 * 10.0 ** -piece.digits[name] if name in piece.digits else 0.0 for name in piece.values])
         scale = scale.double() + slack.double()
+    elif isinstance(piece, Sample):
+        scale = _scale_of_sample(piece, rows, x[0], None if rounded is None else rounded[0], size)
     else:
-        printed = 10.0 ** (-2 * piece.digits) / 12 / size**2 if isinstance(piece, Sample) and piece.digits is not None else 0.0
-        scale = torch.full_like(said(piece), math.sqrt(floor + PREDICTED_TIMES * printed) * size)
+        scale = torch.full_like(said(piece), math.sqrt(floor) * size)
     return Reading(tap, piece, rows, said(piece), ref, scale, _allowance(piece), floor)
+
+
+def _scale_of_sample(piece: Sample, rows: Sequence[int] | None, x: Tensor, rounded: Tensor | None, size: float) -> Tensor:
+    """Of each value by its own row and itself: the printed rows are not those of average size, as in an attention map."""
+    printed = 0.0 if piece.digits is None else 10.0 ** (-2 * piece.digits) / 12
+    least = torch.full_like(said(piece), PREDICTED_TIMES * printed + EXACT_FLOOR * size**2)
+    if rounded is None:
+        return least.sqrt()
+    error = (x.double() - rounded.double()).square()  # [T,channels] or [H,T,S]
+    errors = seen(error, piece, rows) + seen(error.mean(-1, keepdim=True).expand_as(error), piece, rows)
+    return (least + PREDICTED_TIMES * errors).sqrt() if errors.shape == least.shape else least.sqrt()
 
 
 def _allowance(piece: Evidence) -> float:

@@ -28,6 +28,7 @@ from quantscope.weights import WeightProvider
 
 NAMED = 0.5  # least E of a fault worth naming: wrong ones stay under it (docs/measured.md)
 LEFT = 1e-3  # of what the reference leaves: numerical noise grows with a fault's own effect
+ADDS = 0.02  # least that a second fault must add to E where the two are not consistent
 BESIDE = 8  # single faults that a second one is looked for beside
 AT_ONCE = 400  # setups that walk side by side
 MOST_CHECKED = 12  # candidates that are tried again from the ids on
@@ -168,8 +169,7 @@ class _Bench:
         both = {frozenset((a.label, b.label)): (a, b) for c in chosen for b in self.known if (a := c.faults[0]).fault.name != b.fault.name}
         alone = {c.faults[0].label: c.explained for c in singles if c.layers is None}
         found = self.tried(both.values())
-        # each must add to what the other explains
-        return [c for c in found if c.explained > max(alone[i.label] for i in c.faults) + 0.02]
+        return [c for c in found if c.consistent or c.explained > max(alone[i.label] for i in c.faults) + ADDS]
 
     def visible(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(names of faults that the evidence rules out wherever they could be, names of those that would not show in it)."""
