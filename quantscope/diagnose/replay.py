@@ -36,6 +36,7 @@ from quantscope.wording import count, listed
 
 Verdict: TypeAlias = Literal["convicted", "cleared", "not recorded"]
 GGML = ggml_arithmetic("F16")  # the rounding that most engines have
+ILL_CONDITIONED = 1e-5  # NMSE up to which a conviction by the floor of float32 is examined in float64
 OVERFLOWS = "computed again from these inputs, they are not finite"
 
 
@@ -78,8 +79,8 @@ def replay(trace: Trace, weights: WeightProvider, *, arithmetic: Arithmetic = EX
 
     trace: whole tensors of some taps, q and k in canonical channel order.  weights: of the file that the engine ran.
     arithmetic: of the recomputation.  predicted: the rounding that the engine may have, whose error times 4 is the floor; None for an
-    engine that computes in float32, whose floor is 1e-9.  Values that are not finite when computed again, by either, are not judged:
-    their inputs were bad, or the expected rounding overflows.
+    engine that computes in float32, whose floor is 1e-9, or what float32 itself is off by from float64 where that is more.  Values that
+    are not finite when computed again, by either, are not judged: their inputs were bad, or the expected rounding overflows.
     Raises TraceContentError when no operation can be judged, PromptError when the trace's ids are no ids of this model.
     """
     if trace.origin.tokens is not None:
@@ -143,8 +144,16 @@ class Bench:
     def _judged(self, row: ReplayRow, operation: Operation) -> ReplayRow:
         positions = self._positions(row.tap, row.inputs)
         computed = partial(self._computed, row, operation, positions, self._weights)
-        rounded = None if self._predicted is None else computed(self._predicted)
-        return judged(row, computed(self._arithmetic), rounded, self._recorded.rows(row.tap, positions), positions)
+        made = self._recorded.rows(row.tap, positions)
+        if self._predicted is not None:
+            return judged(row, computed(self._arithmetic), computed(self._predicted), made, positions)
+        found = judged(row, exact := computed(self._arithmetic), None, made, positions)
+        if found.verdict == "cleared" or found.nmse is None or found.nmse > ILL_CONDITIONED:
+            return found
+        precise = computed(self._arithmetic, dtype=torch.float64)
+        return judged(
+            row, precise, exact.double(), made.double(), positions
+        )  # what float32 itself is off by, as with scores in the hundreds
 
     def again(self, row: ReplayRow, weights: WeightProvider, m: Arithmetic) -> tuple[Tensor, Tensor]:
         """What an engine that reads these weights and computes by m makes of the inputs of a judged row, and what the trace has."""
@@ -152,11 +161,19 @@ class Bench:
         operation = next(op for op, inputs in ways(row.tap, self._weights.config.n_layer, self.normed) if inputs == row.inputs)
         return self._computed(row, operation, positions, weights, m), self._recorded.rows(row.tap, positions)
 
-    def _computed(self, row: ReplayRow, operation: Operation, positions: list[int], weights: WeightProvider, m: Arithmetic) -> Tensor:
+    def _computed(
+        self,
+        row: ReplayRow,
+        operation: Operation,
+        positions: list[int],
+        weights: WeightProvider,
+        m: Arithmetic,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
         keys = _looked_back_at(row.tap, row.inputs)
-        read = [self._recorded.rows(name, range(positions[-1] + 1) if name in keys else positions) for name in row.inputs]
+        read = [self._recorded.rows(name, range(positions[-1] + 1) if name in keys else positions).to(dtype) for name in row.inputs]
         layer = (split_tap(row.tap) or (row.tap, None))[1]
-        w = m.top(weights, torch.float32) if layer is None else m.layer(weights, layer, torch.float32)
+        w = m.top(weights, dtype) if layer is None else m.layer(weights, layer, dtype)
         return operation(Place(m, w, weights, positions, self._recorded.ids(positions)), *read)
 
 
