@@ -3,7 +3,7 @@
     for instance in instances(setup):  wrong = instance.apply(setup)        the setup of an engine with this fault
 
 A row says what it is called, which operations it touches, where it can be, how it is applied, and what the engine does then.  Weights are
-[out,in], row-major in memory; "flat" is that memory.  Sources: docs/faults.md lists for each row where it was seen.
+[out,in], row-major in memory; "flat" is that memory.  docs/faults.md is this table (``python -m tools.fault_table``).
 """
 
 from __future__ import annotations

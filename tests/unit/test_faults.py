@@ -19,6 +19,7 @@ from quantscope.sources.resolve import open_source
 from quantscope.trace import Full, Origin, Trace, full_trace
 from quantscope.weights import Weights
 from tests.models import LINEARS, make_gguf
+from tools.fault_table import FILE, table
 
 IDS = (1, 17, 250, 31, 99, 42, 8)
 MODELS: dict[str, dict[str, Any]] = {
@@ -157,3 +158,7 @@ def test_an_instance_knows_its_label() -> None:
     assert Instance(fault, "ffn_norm").label == "norm-weight-twice (ffn_norm)"
     assert Instance(fault, "ffn_norm").ops == ("ffn_norm",)
     assert set(Instance(fault, "all").ops) == {"attn_norm", "ffn_norm", "result_norm", "Qcur_normed", "Kcur_normed"}
+
+
+def test_the_table_in_the_docs_is_fresh() -> None:
+    assert FILE.read_text(encoding="utf-8") == table()
