@@ -9,8 +9,8 @@ from quantscope.diagnose.faults import ALL, FAULTS, PROBES, STEMS, Fault
 FILE = Path(__file__).parent.parent / "docs" / "faults.md"
 HEAD = """# The fault catalogue
 
-What engines have got wrong, each as a change of the reference: `quantscope diagnose` runs all of them against an unexplained trace. "Operations"
-are the taps that the fault makes wrong by themselves; local replay convicts these. Made by `python -m tools.fault_table`.
+What engines have got wrong, each as a change of the reference: `quantscope diagnose` runs all of them against an unexplained trace.
+"Operations" are the taps that the fault makes wrong by themselves; local replay convicts these. Made by `python -m tools.fault_table`.
 
 | fault | the engine ... | operations | places |
 |---|---|---|---|

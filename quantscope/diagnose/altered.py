@@ -91,16 +91,27 @@ def turning(
     """An arithmetic with another rotation.  only: the change is made to q or to k alone.  never: what is not turned at all."""
 
     def made(m: Arithmetic, c: RopeConfig, p: Tensor, f: Tensor | None, dtype: torch.dtype) -> QK:
-        right = m.rope_tables(c, p, f, dtype)
-        wrong = tables(m.rope_tables(config(c), positions(p), f if factors else None, dtype))
-        q, k = (None if which in never else right if only not in (None, which) else wrong for which in "qk")
-        return QK(q, k)
+        right = _of_each(m.rope_tables(c, p, f, dtype))
+        wrong = _of_each(m.rope_tables(config(c), positions(p), f if factors else None, dtype))
+        return QK(*(chosen(which, a, b) for which, a, b in zip("qk", right, wrong, strict=True)))
 
-    def turned(m: Arithmetic, x: Tensor, both: QK, which: Literal["q", "k"]) -> Tensor:
-        own = both.q if which == "q" else both.k
+    def chosen(which: str, right: RopeTables | None, wrong: RopeTables | None) -> RopeTables | None:
+        if which in never:
+            return None
+        if only not in (None, which):
+            return right
+        return None if wrong is None else tables(wrong)
+
+    def turned(m: Arithmetic, x: Tensor, given: Any, which: Literal["q", "k"]) -> Tensor:
+        own = _of_each(given)["qk".index(which)]
         return x if own is None else m.rotate(x, own, which)
 
     return Altered(inner, rope_tables=made, rotate=turned)
+
+
+def _of_each(tables: RopeTables | QK) -> QK:
+    """Tables of q and k, which are the same where nothing has told them apart."""
+    return tables if isinstance(tables, QK) else QK(tables, tables)
 
 
 # ---- attention -----------------------------------------------------------------------------------------------------------------------

@@ -50,6 +50,10 @@ class Reading:
         """R of the reference divided by its allowance: over 1, the engine differs here."""
         return self.distance(self.ref) / self.allowance
 
+    def shows_all(self, n_tokens: int) -> bool:
+        """Whether agreement here is that of the whole tap, of every position and channel."""
+        return isinstance(self.piece, Full | Fingerprint) and (self.rows is None or len(self.rows) == n_tokens)
+
     @property
     def peak(self) -> float | None:
         """The largest magnitude, where the evidence says it."""

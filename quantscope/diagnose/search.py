@@ -150,7 +150,7 @@ class _Bench:
         self._read = read
         first = next((r.tap for r in read if r.excess > 1), "embd")
         self._first = max(_layer_of(first, base.config.n_layer), 0)
-        shown = [_layer_of(r.tap, base.config.n_layer) for r in read if r.excess <= 1]
+        shown = [_layer_of(r.tap, base.config.n_layer) for r in read if r.excess <= 1 and r.shows_all(base.ids.shape[1])]
         self._agreed = max((i for i in shown if i < self._first), default=-1)  # the last layer that is shown to agree
         self._from_ids = first == "embd" or self._agreed < 0
         self.known = [instance for instance in instances(base, _limits(read)) if self._possible(instance)]

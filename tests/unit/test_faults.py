@@ -162,3 +162,22 @@ def test_an_instance_knows_its_label() -> None:
 
 def test_the_table_in_the_docs_is_fresh() -> None:
     assert FILE.read_text(encoding="utf-8") == table()
+
+
+def test_two_wrong_rotations_are_one_after_the_other(tmp_path: Path) -> None:
+    setup = setup_of(tmp_path)
+    by_label = {i.label: i for i in instances(setup)}
+
+    def turned(*labels: str) -> torch.Tensor:
+        s: Setup | None = setup
+        for label in labels:
+            s = by_label[label].apply(s) if s is not None else None
+        assert s is not None
+        full = trace_of(setup, s).find("Qcur-0", Full)
+        assert full is not None
+        return full.values
+
+    torch.testing.assert_close(turned("rope-reversed", "rope-reversed"), turned())
+    torch.testing.assert_close(turned("rope-offset (1)", "rope-offset (-1)"), turned())
+    torch.testing.assert_close(turned("rope-offset-q (1 q)", "rope-missing-k"), turned("rope-offset (1)"))
+    torch.testing.assert_close(turned("rope-missing", "rope-reversed"), turned("rope-missing"))
