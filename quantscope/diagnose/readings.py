@@ -24,6 +24,8 @@ from quantscope.trace import Evidence, Fingerprint, Full, Sample, Stats, Trace, 
 
 SUM_ORDER = math.sqrt(EXACT_FLOOR)  # of a statistic, relative to the RMS: what the order of float32 sums may change
 _STRENGTH: tuple[type[Evidence], ...] = (Full, Fingerprint, Sample, Stats)
+SIGMAS = 5.0  # of a statistic: five numbers of some hundred taps in hundreds of comparisons
+MOST_EXTREME = 16  # values that say how far rounding moves the largest
 ONCE_IN = 1e-4  # chance of a sample of an honest engine to exceed its allowance
 
 
@@ -129,14 +131,13 @@ def _reading(
 ) -> Reading:
     there = covered(piece, trace.origin)
     rows = None if there is None else tuple(x.shape[-2] + p if p < 0 else p for p in there)
-    at = x[0] if rows is None or max(rows) >= x.shape[-2] else x[0][..., list(rows), :]
+    at = _rows_of(x, rows)
     floor = EXACT_FLOOR if rounded is None else PREDICTED_TIMES * float(nmse(x.flatten(), rounded.flatten())) + EXACT_FLOOR
     size = float(at.double().square().mean().sqrt()) or 1.0
     ref = seen(x[0], piece, rows)
     if isinstance(piece, Stats):
-        scale = torch.tensor([_scale_of(name, tap, piece, pooled, at.numel()) * size for name in piece.values])
-        slack = torch.tensor([0.5 * 10.0 ** -piece.digits[name] if name in piece.digits else 0.0 for name in piece.values])
-        scale = scale.double() + slack.double()
+        changes = None if rounded is None else _changes(at, _rows_of(rounded, rows))
+        scale = torch.tensor([_scale_of(name, tap, piece, pooled, changes, at.numel(), size) for name in piece.values], dtype=torch.float64)
     elif isinstance(piece, Sample):
         scale = _scale_of_sample(piece, rows, x[0], None if rounded is None else rounded[0], size)
     else:
@@ -180,6 +181,39 @@ def _pooled(ref: Mapping[str, Tensor], rounded: Mapping[str, Tensor] | None) -> 
     return largest
 
 
-def _scale_of(name: str, tap: str, piece: Stats, pooled: Mapping[tuple[str, str], float], n: int) -> float:
-    """What a statistic may change by, relative to the RMS."""
-    return PREDICTED_TIMES * pooled.get((tap.partition("-")[0], name), 0.0) + SUM_ORDER * (n if name == "sum" else 1)
+def _rows_of(x: Tensor, rows: Sequence[int] | None) -> Tensor:
+    """[1,T,channels] → the rows that are there, [P,channels]; likewise of an attention map."""
+    return x[0] if rows is None or max(rows) >= x.shape[-2] else x[0][..., list(rows), :]
+
+
+def _changes(x: Tensor, rounded: Tensor) -> dict[str, float]:
+    """σ of what the expected arithmetic does to each statistic, from how it does that in each row and at the most extreme values.
+
+    One run's own change may be small by chance; those of its rows, which round independently, say how large another run's can be:
+    σ_mean = √(mean δ² / n_rows), δ a row's change of the mean; that of the RMS likewise from the energies; of an extreme: RMS of the error
+    over the MOST_EXTREME values.
+    """
+    a, error = x.double().flatten(0, -2), (rounded.double() - x.double()).flatten(0, -2)  # [rows,channels]
+    size = float(a.square().mean().sqrt()) or 1.0
+    energy = (a + error).square().mean(-1) - a.square().mean(-1)  # [rows]
+    spread = float(error.square().mean().sqrt()) / math.sqrt(error.numel())  # of a mean of independent errors
+    mean = max(float(error.mean(-1).square().mean().sqrt()) / math.sqrt(len(a)), spread)
+    n = min(MOST_EXTREME, a.numel())
+    ends = {name: error.flatten()[a.flatten().topk(n, largest=name == "max").indices] for name in ("min", "max")}
+    return {
+        "mean": mean,
+        "sum": mean * a.numel(),
+        "rms": max(float(energy.square().mean().sqrt()) / math.sqrt(len(a)) / (2 * size), spread)
+        + float(error.square().mean()) / (2 * size),
+        **{name: float(e.square().mean().sqrt()) for name, e in ends.items()},
+    }
+
+
+def _scale_of(
+    name: str, tap: str, piece: Stats, pooled: Mapping[tuple[str, str], float], changes: Mapping[str, float] | None, n: int, size: float
+) -> float:
+    """What a statistic may change by."""
+    printed = 0.5 * 10.0 ** -piece.digits[name] if name in piece.digits else 0.0
+    order = SUM_ORDER * size * (n if name == "sum" else 1)
+    expected = 0.0 if changes is None else SIGMAS * changes[name] + PREDICTED_TIMES * size * pooled.get((tap.partition("-")[0], name), 0.0)
+    return expected + order + printed

@@ -9,7 +9,7 @@ process of its own, so that an engine that dies takes nothing with it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 ArithmeticName: TypeAlias = Literal["exact", "ggml", "bf16"]
 Dtype: TypeAlias = Literal["float32", "float64", "bfloat16"]
+
+
+IN_STEPS = "Decoded token by token over the key/value cache."
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Request:
     taps: str | None = None  # regular expression, searched in the names of the wanted taps; None: all taps
     fingerprint: bool = False  # keep 64 bytes a tap instead of its values
     predict: bool = False  # of the exact reference: also what ggml's arithmetic would change at each tap
+    steps: bool = False  # token by token over the key/value cache, as in generating, instead of in one batch
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ def run(request: Request) -> Trace:
     engine's own words when it refuses the model or fails, and what opening the model raises.
     """
     engine = check(request)
-    return _function(engine)(request, collector(request))
+    made = _function(engine)(request, collector(request))
+    return replace(made, origin=replace(made.origin, notes=(*made.origin.notes, IN_STEPS))) if request.steps else made
 
 
 def check(request: Request) -> Engine:

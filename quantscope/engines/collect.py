@@ -52,3 +52,26 @@ class Collector:
                 f"The names are {', '.join(sorted(self.seen)[:20])} and so on."
             )
         return self.taps
+
+
+class Steps:
+    """A tap that puts the steps of a decoding together: a row a step, handed on as [T,channels].
+
+    Attention maps, whose rows grow from step to step, are left out.
+    """
+
+    def __init__(self, collect: Collector) -> None:
+        self._collect = collect
+        self._rows: dict[str, list[Tensor]] = {}
+
+    def wants(self, name: str) -> bool:
+        return not name.startswith("kq_soft_max") and self._collect.wants(name)
+
+    def __call__(self, name: str, x: Tensor, /) -> None:
+        if self.wants(name):
+            self._rows.setdefault(name, []).append(x.detach().to("cpu", torch.float32))
+
+    def hand_on(self) -> None:
+        """Give the collector what has come together."""
+        for name, rows in self._rows.items():
+            self._collect(name, torch.cat(rows))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
 
 from quantscope.engines import Request, model_name
-from quantscope.engines.collect import Collector
+from quantscope.engines.collect import Collector, Steps
 from quantscope.engines.llama_session import LlamaSession, TapObserver, Values, has_amx
 from quantscope.errors import EngineError
 from quantscope.quants.threads import available_cpus
@@ -32,8 +33,14 @@ def run(request: Request, collect: Collector) -> Trace:
     n = len(request.tokens)
     with LlamaSession(Path(request.model), n_ctx=max(n, 1), kv=request.kv, n_threads=request.threads or available_cpus()) as llama:
         check_ids(request.tokens, llama.n_vocab, llama.n_ctx_train)
-        plain = llama.decode(request.tokens)
-        observed = llama.decode(request.tokens, TapObserver(collect, n))
+        if request.steps:
+            steps = Steps(collect)
+            plain = _step_by_step(llama, request.tokens)
+            observed = _step_by_step(llama, request.tokens, lambda: TapObserver(steps, 1))
+            steps.hand_on()
+        else:
+            plain = llama.decode(request.tokens)
+            observed = llama.decode(request.tokens, TapObserver(collect, n))
     origin = Origin(
         engine="llama.cpp",
         engine_version=f"llama-cpp-python {llama_cpp.__version__}",
@@ -45,6 +52,11 @@ def run(request: Request, collect: Collector) -> Trace:
         notes=(_observation(plain, observed), *([NO_AMX] if has_amx() else [])),
     )
     return Trace(origin, collect.complete())
+
+
+def _step_by_step(llama: LlamaSession, tokens: Sequence[int], observer: Callable[[], TapObserver | None] = lambda: None) -> Values:
+    """Logits [T,V] of one token at a time over the cache; each step has an observer of its own."""
+    return np.concatenate([llama.decode([token], observer(), n_past=t) for t, token in enumerate(tokens)])
 
 
 def _observation(plain: Values, observed: Values) -> str:

@@ -117,16 +117,17 @@ class LlamaSession:
     def n_ctx_train(self) -> int:
         return int(llama_cpp.llama_model_n_ctx_train(self._model))
 
-    def decode(self, ids: Sequence[int], observer: Observer | None = None) -> Values:
-        """Logits [T,V] float32 of every token, from an empty cache.  EngineError when llama_decode fails."""
+    def decode(self, ids: Sequence[int], observer: Observer | None = None, n_past: int = 0) -> Values:
+        """Logits [T,V] float32 of every token.  n_past: tokens that the cache holds; 0 empties it.  EngineError when llama_decode fails."""
         self._observer, self._failure = observer, None
         n = len(ids)
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        if n_past == 0:
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         batch = llama_cpp.llama_batch_init(n, 0, 1)
         try:
             batch.n_tokens = n
             for t, token in enumerate(ids):
-                batch.token[t], batch.pos[t], batch.n_seq_id[t], batch.seq_id[t][0], batch.logits[t] = token, t, 1, 0, True
+                batch.token[t], batch.pos[t], batch.n_seq_id[t], batch.seq_id[t][0], batch.logits[t] = token, n_past + t, 1, 0, True
             status = llama_cpp.llama_decode(self._context, batch)
         finally:
             llama_cpp.llama_batch_free(batch)

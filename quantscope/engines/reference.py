@@ -11,13 +11,13 @@ from torch import Tensor
 from quantscope import __version__
 from quantscope.arch.config import as_data
 from quantscope.engines import ArithmeticName, Dtype, Request, model_name
-from quantscope.engines.collect import Collector, everything
+from quantscope.engines.collect import Collector, Steps, everything
 from quantscope.errors import UsageError
 from quantscope.fingerprint import estimate_nmse, fingerprint
 from quantscope.metrics import nmse
 from quantscope.model.arithmetic import EXACT, Arithmetic
 from quantscope.model.bf16_arithmetic import Bf16Arithmetic
-from quantscope.model.forward import forward
+from quantscope.model.forward import KVCache, forward
 from quantscope.model.ggml_arithmetic import ggml_arithmetic
 from quantscope.qtypes import KVType
 from quantscope.sources.resolve import open_source
@@ -48,7 +48,10 @@ def run(request: Request, collect: Collector) -> Trace:
     source = open_source(request.model)
     weights = Weights(source)
     ids, dtype = torch.tensor([request.tokens], dtype=torch.int64), getattr(torch, request.dtype)
-    forward(ids, weights, FirstOfBatch(collect), dtype=dtype, arithmetic=_arithmetic(request))
+    if request.steps:
+        _step_by_step(ids, weights, collect, dtype, _arithmetic(request))
+    else:
+        forward(ids, weights, FirstOfBatch(collect), dtype=dtype, arithmetic=_arithmetic(request))
     origin = Origin(
         engine="reference",
         engine_version=__version__,
@@ -62,6 +65,14 @@ def run(request: Request, collect: Collector) -> Trace:
         predicted=_predicted(ids, weights, collect, request.kv) if request.predict and request.arithmetic == "exact" else None,
     )
     return Trace(origin, collect.complete())
+
+
+def _step_by_step(ids: Tensor, weights: Weights, collect: Collector, dtype: torch.dtype, arithmetic: Arithmetic) -> None:
+    """One token at a time over a cache."""
+    steps, cache = Steps(collect), KVCache()
+    for t in range(ids.shape[1]):
+        forward(ids[:, t : t + 1], weights, FirstOfBatch(steps), dtype=dtype, cache=cache, arithmetic=arithmetic)
+    steps.hand_on()
 
 
 def _arithmetic(request: Request) -> Arithmetic:
@@ -105,7 +116,7 @@ def _config(weights: Weights) -> dict[str, Any]:
 class FirstOfBatch:
     """Hands on the only row of a batch of one: [1,T,channels] → [T,channels]."""
 
-    def __init__(self, collect: Collector) -> None:
+    def __init__(self, collect: Collector | Steps) -> None:
         self.collect = collect
 
     def wants(self, name: str) -> bool:

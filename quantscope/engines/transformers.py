@@ -19,7 +19,7 @@ from torch import Tensor
 
 from quantscope.arch.table import ArchSpec, arch_of_hf_type
 from quantscope.engines import Request, model_name
-from quantscope.engines.collect import Collector
+from quantscope.engines.collect import Collector, Steps
 from quantscope.errors import EngineError, QuantscopeError
 from quantscope.model.ops import exact_matmul
 from quantscope.sources.base import Source, show
@@ -57,10 +57,14 @@ def run(request: Request, collect: Collector) -> Trace:
     model = _load(source, request.dtype)
     spec = arch_of_hf_type(model.config.model_type, where=show(source.path))
     check_ids(request.tokens, model.config.vocab_size, model.config.max_position_embeddings)
-    taps = _Canonical(collect, spec, model)
+    ids = torch.tensor([request.tokens], dtype=torch.int64)
     try:
-        with torch.no_grad(), exact_matmul(), _observed(model, taps):
-            model(torch.tensor([request.tokens], dtype=torch.int64), use_cache=False)
+        with torch.no_grad(), exact_matmul():
+            if request.steps:
+                _step_by_step(model, ids, spec, collect)
+            else:
+                with _observed(model, _Canonical(collect, spec, model)):
+                    model(ids, use_cache=False)
     except QuantscopeError:
         raise
     except Exception as e:
@@ -76,6 +80,15 @@ def run(request: Request, collect: Collector) -> Trace:
         dtype=request.dtype,
     )
     return Trace(origin, collect.complete())
+
+
+def _step_by_step(model: Any, ids: Tensor, spec: ArchSpec, collect: Collector) -> None:
+    """One token at a time over the cache that the model hands back."""
+    steps, past = Steps(collect), None
+    for t in range(ids.shape[1]):
+        with _observed(model, _Canonical(steps, spec, model)):
+            past = model(ids[:, t : t + 1], past_key_values=past, use_cache=True).past_key_values
+    steps.hand_on()
 
 
 def _load(source: Source, dtype: str) -> Any:
@@ -148,7 +161,7 @@ def _observed_rotation(model: Any, tap: Callable[[str, Tensor], None]) -> Iterat
 class _Canonical:
     """Hands taps on as [T,channels] and [H,T,S], q and k in canonical channel order."""
 
-    def __init__(self, collect: Collector, spec: ArchSpec, model: Any) -> None:
+    def __init__(self, collect: Collector | Steps, spec: ArchSpec, model: Any) -> None:
         self._collect = collect
         self._half_split = bool(spec.hf_half_split)
         config = model.config
