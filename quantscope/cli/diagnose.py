@@ -13,7 +13,8 @@ from quantscope.cli.trace import KV, DtypeName, Threads
 from quantscope.errors import UsageError
 
 if TYPE_CHECKING:
-    from quantscope.diagnose.diagnosis import Diagnosis, Evidence
+    from quantscope.diagnose.diagnosis import Diagnosis
+    from quantscope.diagnose.evidence import Evidence
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The file that the engine ran.", show_default=False)]
 Against = Annotated[
@@ -80,10 +81,12 @@ def diagnose(
     if against in ENGINES:
         if first_batch is not None:
             raise UsageError(f"--first-batch: {against} is run in one batch, expected it with a trace only. Leave it out.")
-        evidence = _run(model, against, original, prompt, ids, kv.value, dtype.value, threads, out, quick)
+        cases = _run(model, against, original, prompt, ids, kv.value, dtype.value, threads, out, quick)
     else:
-        evidence = _given(model, against, original, prompt, ids, first_batch)
-    d = judge(evidence)
+        cases = [_given(model, against, original, prompt, ids, first_batch)]
+    d = judge(cases[0])
+    if len(cases) > 1 and d.verdict != "engine":  # only a probe shows it
+        d = judge(cases[1])
     show(d, out, every=all_taps, json=json)
     return 0 if d.verdict == "within" else FOUND
 
@@ -99,7 +102,7 @@ def _run(
     threads: int | None,
     out: Path | None,
     quick: bool,
-) -> Evidence:
+) -> list[Evidence]:
     """Run the engine here."""
     from quantscope.cli.output import check_folder
     from quantscope.diagnose.gather import from_engine
@@ -113,7 +116,7 @@ def _run(
         check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
         keep = out / f"{engine}.safetensors"
-    return from_engine(request, original, keep=keep)
+    return from_engine(request, original, keep=keep, probes=not quick)
 
 
 def _given(

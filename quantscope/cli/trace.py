@@ -62,6 +62,7 @@ Out = Annotated[
     ),
 ]
 NoFloor = Annotated[bool, typer.Option("--no-floor", help="Do not add the floor that ggml's arithmetic sets each tap to an exact trace.")]
+Steps = Annotated[bool, typer.Option("--steps", help="Decode token by token over the key/value cache instead of in one batch.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -76,6 +77,7 @@ def trace(
     kv: KVOption = KV.F16,
     dtype: DtypeOption = DtypeName.float32,
     threads: Threads = None,
+    steps: Steps = False,
     no_floor: NoFloor = False,
     out: Out = None,
     json: Json = False,
@@ -98,7 +100,17 @@ def trace(
         raise UsageError("--prompt and --tokens both say what to run, expected one of them. Leave one out.")
     ids = prompt_ids(model, prompt) if tokens is None else parse_ids(tokens)
     request = Request(
-        engine.value, model, tuple(ids), arithmetic.value, dtype.value, kv.value, threads, taps, fingerprint, predict=not no_floor
+        engine.value,
+        model,
+        tuple(ids),
+        arithmetic.value,
+        dtype.value,
+        kv.value,
+        threads,
+        taps,
+        fingerprint,
+        predict=not no_floor,
+        steps=steps,
     )
     check(request)
     path = out or Path(f"{Path(model).resolve().stem}-{engine.value}.safetensors")

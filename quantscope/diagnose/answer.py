@@ -6,6 +6,7 @@ Never "no bug": within expected arithmetic means that nothing was found beyond i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from quantscope.diagnose.causes import Causes, Named
 from quantscope.diagnose.diagnosis import Diagnosis
@@ -28,6 +29,9 @@ def answer(d: Diagnosis) -> str:
     """One paragraph, the verdict first."""
     if d.verdict in ("not comparable", "tokenizer", "file"):
         return _stopped(d)
+    if d.probe:
+        shown = f"The prompt in one batch is within its floors; the probe `{d.probe}` is not. "
+        return shown + answer(replace(d, probe=""))
     if d.verdict == "engine":
         assert d.causes is not None
         return f"{_ENGINE[min(d.causes.level, 5)](d, d.causes)}{_separating(d.causes)}"

@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from quantscope.trace import Trace
+
 Conclusion: TypeAlias = Literal["agrees", "differs", "not measured"]
+Verdict: TypeAlias = Literal["not comparable", "tokenizer", "engine", "activation rounding", "quantization", "file", "within"]
 
 
 @dataclass(frozen=True)
@@ -22,3 +25,18 @@ class Record:
     command: str  # that measures it again, or would measure it
     value: float | None = None
     floor: float | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known before the causes are looked for: the trace to judge, the exact one beside it, and the commands that made them."""
+
+    model: str
+    test: Trace
+    original: str | None = None
+    n_prompt: int | None = None
+    ids: tuple[int, ...] | None = None  # where the trace does not say them
+    records: tuple[Record, ...] = ()
+    against: str = ""  # as it was given
+    probe: str = ""  # whose trace this is, where it is not the prompt's
+    stop: Verdict | None = None  # why the traces cannot be compared

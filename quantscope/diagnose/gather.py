@@ -9,29 +9,79 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from quantscope.diagnose.diagnosis import Evidence
-from quantscope.diagnose.evidence import Record
+from quantscope.compare import compare
+from quantscope.diagnose.diagnosis import expected_trace
+from quantscope.diagnose.evidence import Evidence, Record
+from quantscope.diagnose.probes import ProbeResult, run_probes
 from quantscope.diagnose.token_ids import ids_verdict
 from quantscope.engines import Request
-from quantscope.engines.isolated import run_to_file
-from quantscope.errors import VocabularyError
+from quantscope.engines.reference import trace as exact_trace
+from quantscope.errors import EngineError, VocabularyError
 from quantscope.sources.base import Source
 from quantscope.sources.resolve import open_source
 from quantscope.trace import Trace
+from quantscope.trace_file import save
 
 
-def from_engine(request: Request, original: str | None, *, keep: Path | None = None) -> Evidence:
-    """Run the engine on the request's ids.  keep: where its trace stays.  Raises what running it raises."""
-    with TemporaryDirectory(prefix="quantscope-diagnose-") as folder:
-        trace = run_to_file(request, keep or Path(folder) / "engine.safetensors")
+def from_engine(request: Request, original: str | None, *, keep: Path | None = None, probes: bool = True) -> list[Evidence]:
+    """Run the engine on the request's ids, and on probes: the evidence of the ids first, then that of the probes that differ.
+
+    keep: where the trace of the ids stays.  Raises what running the engine on the ids raises; a probe that fails is a record.
+    """
+    results = run_probes(request, request.tokens, None if probes else ["text"])
+    text = next(r for r in results if r.probe.name == "text")
+    if text.trace is None:
+        raise EngineError(text.error)
+    if keep is not None:
+        save(text.trace, keep)
+    judged = [r for r in results if r.probe.name != "text"]
+    records = (*_given(request), *(r for r in map(_Probed(request), judged)))
+    against = request.engine
+    others = [r for r, record in zip(judged, records[2:], strict=True) if record.conclusion == "differs" and r.trace is not None]
+    evidence = [Evidence(request.model, text.trace, original, records=records, against=against)]
+    for r in sorted(others, key=lambda r: r.probe.name != "decode"):  # the cache first: the probes of few tokens are in the text too
+        assert r.trace is not None
+        n_prompt = 1 if r.probe.name == "decode" else None
+        evidence.append(Evidence(request.model, r.trace, original, n_prompt, records=records, against=against, probe=r.probe.name))
+    return evidence
+
+
+def _given(request: Request) -> tuple[Record, Record]:
     again = f"quantscope trace {request.model} --engine {request.engine} --tokens {_joined(request.tokens)}"
-    records = (
+    return (
         Record("file", "SHA-256 of the file", "agrees", f"{request.engine} ran the file itself.", again),
         Record("ids", "token ids", "agrees", f"{request.engine} was given the ids of the reference.", again),
     )
-    return Evidence(request.model, trace, original, records=records, against=request.engine)
+
+
+class _Probed:
+    """What each probe of a request has shown, as a record; those that need a reference are compared with the exact run of their ids."""
+
+    def __init__(self, request: Request) -> None:
+        self._model = request.model
+
+    def __call__(self, r: ProbeResult) -> Record:
+        command = " && ".join(r.commands)
+        if r.trace is None:
+            return Record(r.probe.name, r.probe.exercises, "not measured", r.error, command)
+        if r.conclusion == "not judged":
+            return self._compared(r, r.trace, command)
+        differs = r.conclusion == "differs"
+        shows = f" ({r.probe.alone})" if r.probe.alone else ""
+        text = f"First tap beyond its floor: {r.first}{shows}." if differs else f"Nearest to its floor: {r.tap}."
+        return Record(r.probe.name, r.probe.exercises, "differs" if differs else "agrees", text, command, r.nmse, r.floor)
+
+    def _compared(self, r: ProbeResult, trace: Trace, command: str) -> Record:
+        exact = exact_trace(self._model, r.tokens)
+        c = compare(exact, trace, predicted=expected_trace(self._model, r.tokens, trace))
+        first = c.first_divergence
+        if first is not None:
+            text = f"{sum(row.verdict == 'differs' for row in c.rows)} of {len(c.rows)} taps exceed their floor, first {first.tap}."
+            return Record(r.probe.name, r.probe.exercises, "differs", text, command, first.nmse, first.floor)
+        worst = max(c.rows, key=lambda row: row.nmse / row.floor)
+        text = f"All {len(c.rows)} taps are within their floor."
+        return Record(r.probe.name, r.probe.exercises, "agrees", text, command, worst.nmse, worst.floor)
 
 
 def from_trace(
@@ -56,7 +106,7 @@ def from_trace(
     stop = "not comparable" if file.conclusion == "differs" else None
     if stop is None and about_ids is not None and about_ids.conclusion == "differs":
         stop = "tokenizer"
-    return Evidence(model, trace, original, n_prompt, given, records, against, stop)  # type: ignore[arg-type]
+    return Evidence(model, trace, original, n_prompt, given, records, against, stop=stop)  # type: ignore[arg-type]
 
 
 def _file_record(source: Source, model: str, trace: Trace) -> Record:
