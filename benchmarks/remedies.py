@@ -1,0 +1,146 @@
+"""Corrected quantizations beside llama-quantize's, judged by the real llama.cpp on a text that no correction has seen.
+
+    python -m benchmarks.remedies --text CALIBRATION --held-out OTHER [--presets Q4_K_M,Q4_0,Q3_K_M] [--chunks 80] [--json FILE]
+
+For each preset three files: llama-quantize's bytes, those with an importance matrix of the calibration text (llama-quantize --imatrix's
+bytes), and the corrected ones, which have the same types and size.  KL(original ‖ file) is the mean over the second half of every held-out
+chunk, as llama-perplexity scores, both from llama.cpp's own logits; beside it the same by exact arithmetic.  ratio = Σ corrected /
+Σ imatrix over the chunks, with the 95 % interval of a ratio of paired chunk means (delta method, Student's t).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.measure import machine
+from quantscope.cli.demo import MODEL, bundled
+from quantscope.engines.llama_session import LlamaSession
+from quantscope.metrics import kl_nats
+from quantscope.model.forward import forward
+from quantscope.quants.codes import LAYOUTS
+from quantscope.recipes import PRESETS
+from quantscope.remedy.calibration import calibration
+from quantscope.remedy.correct import HEAD, correct
+from quantscope.remedy.export import export
+from quantscope.remedy.original import original
+from quantscope.remedy.recipe_file import Recipe
+from quantscope.remedy.types import choose_types
+from quantscope.sources.resolve import open_source
+from quantscope.tokenizers import from_source
+from quantscope.weights import Weights
+
+HEADER = ("preset", "measured by", "bytes", "plain", "imatrix", "corrected", "corrected / imatrix (95 %)", "target")
+TARGETS = {"Q4_K_M": 0.75, "Q4_0": 0.70, "Q3_K_M": 0.70}  # of the ratio
+
+
+def held_out(model: Path, path: Path, n_ctx: int, n_chunks: int) -> Tensor:
+    """ids [C,T], each chunk beginning with BOS."""
+    source = open_source(model)
+    tokenizer = from_source(source)
+    ids = tokenizer.encode(path.read_text("utf-8"))[: n_ctx * n_chunks]
+    rows = torch.tensor(ids[: len(ids) // n_ctx * n_ctx]).reshape(-1, n_ctx)
+    if tokenizer.add_bos and tokenizer.bos_id is not None:
+        rows[:, 0] = tokenizer.bos_id
+    return rows
+
+
+def engine_logits(model: Path, ids: Tensor) -> list[Tensor]:
+    """Of the second half of each chunk, by llama.cpp."""
+    n = ids.shape[1]
+    with LlamaSession(model, n_ctx=n, kv="F16", n_threads=2) as llama:
+        return [torch.from_numpy(llama.decode(chunk.tolist()))[n // 2 : -1] for chunk in ids]
+
+
+@torch.no_grad()
+def exact_logits(model: Path, ids: Tensor) -> list[Tensor]:
+    weights, n = Weights(open_source(model), keep=True), ids.shape[1]
+    return [forward(chunk[None], weights)[0, n // 2 : -1] for chunk in ids]
+
+
+def kls(base: Sequence[Tensor], test: Sequence[Tensor]) -> np.ndarray:
+    """Mean KL [nats] of each chunk."""
+    return np.array([float(kl_nats(a, b).mean()) for a, b in zip(base, test, strict=True)])
+
+
+def ratio(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """Σa/Σb and its 95 % interval: SE = √(Σ(a_c − r·b_c)²/(n(n−1)))/b̄."""
+    from scipy.stats import t
+
+    n, r = len(a), float(a.sum() / b.sum())
+    se = math.sqrt(float(np.square(a - r * b).sum()) / (n * (n - 1))) / float(b.mean())
+    half = float(t.ppf(0.975, n - 1)) * se
+    return r, r - half, r + half
+
+
+def files(model: Path, preset: str, text: Path, folder: Path, n_ctx: int) -> tuple[dict[str, Path], Mapping[str, Any]]:
+    """The three files, and what the correction did."""
+    source = open_source(model)
+    whole, weights = original(source), Weights(source, keep=True)
+    ids, elsewhere = calibration(source, weights.config, text, n_ctx)
+    start = time.perf_counter()
+    plain_types, types = (choose_types(whole, Recipe(preset), [], imatrix=with_imatrix) for with_imatrix in (False, True))
+    wanted = {name: qtype for name, qtype in types.types.items() if qtype.name in LAYOUTS}
+    done = correct(weights, wanted, ids, elsewhere)
+    seconds = time.perf_counter() - start
+
+    def importance(name: str) -> np.ndarray | None:
+        """That of the calibration text; llama-imatrix leaves out the head."""
+        found = None if name == HEAD else done.importance.get(name)
+        return None if found is None else found.numpy()
+
+    paths = {kind: folder / f"{preset}-{kind}.gguf" for kind in ("plain", "imatrix", "corrected")}
+    export(whole, paths["plain"], plain_types.types, plain_types.file_type)
+    export(whole, paths["imatrix"], types.types, types.file_type, importance=importance)
+    export(whole, paths["corrected"], types.types, types.file_type, importance=importance, replacements=done.replacements)
+    kept = sum(row.kept for row in done.rows)
+    return paths, {"kept": kept, "matrices": len(done.rows), "seconds": seconds, "calibration_tokens": ids.numel()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=bundled(MODEL))
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--held-out", type=Path, required=True)
+    parser.add_argument("--presets", default="Q4_K_M,Q4_0,Q3_K_M")
+    parser.add_argument("--ctx", type=int, default=256)
+    parser.add_argument("--chunks", type=int, default=80)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    ids = held_out(given.model, given.held_out, given.ctx, given.chunks)
+    base = {"llama.cpp": engine_logits(given.model, ids), "exact": exact_logits(given.model, ids)}
+    by = {"llama.cpp": engine_logits, "exact": exact_logits}
+    rows = []
+    print(f"{machine()}; {len(ids)} held-out chunks of {given.ctx} tokens\n")
+    print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
+    with tempfile.TemporaryDirectory(prefix="quantscope-remedies-") as folder:
+        for preset in given.presets.split(","):
+            assert preset in PRESETS
+            paths, facts = files(given.model, preset, given.text, Path(folder), given.ctx)
+            sizes = {kind: path.stat().st_size for kind, path in paths.items()}
+            for who, logits in by.items():
+                kl = {kind: kls(base[who], logits(path, ids)) for kind, path in paths.items()}
+                r = ratio(kl["corrected"], kl["imatrix"])
+                means = {kind: float(k.mean()) for kind, k in kl.items()}
+                rows.append({"preset": preset, "by": who, "kl": means, "ratio": r, "bytes": sizes, **facts})
+                shown = " | ".join(f"{means[kind]:.5f}" for kind in ("plain", "imatrix", "corrected"))
+                target = f"≤ {TARGETS.get(preset, 1):.2f}" if who == "llama.cpp" else ""
+                print(
+                    f"| {preset} | {who} | {sizes['corrected']:,} | {shown} | {r[0]:.3f} ({r[1]:.3f} … {r[2]:.3f}) | {target} |", flush=True
+                )
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
