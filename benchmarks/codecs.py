@@ -1,6 +1,6 @@
 """Decoding and encoding speed beside ggml's own functions (and gguf-py), in the same run, on the same bytes, at the same number of threads.
 
-    python -m benchmarks.codecs [--types Q4_0,Q4_K] [--mb 64] [--runs 9] [--threads 1,2] [--no-encode] [--startup]
+    python -m benchmarks.codecs [--types Q4_0,Q4_K] [--mb 64] [--runs 9] [--threads 1,2] [--no-encode | --importance] [--startup]
 
 Figures are GB of float32 per second: what decoding writes and encoding reads.  Every run measures all contestants one after the other,
 so a busy machine slows all of them; a ratio is the median over the runs of the ratio within a run.  ggml's functions use one thread;
@@ -42,6 +42,7 @@ TARGETS = (
     ("decode", ("Q4_0", "Q8_0", "Q4_K", "Q6_K"), "ggml", 0.9),
     ("decode", ("Q4_0", "Q8_0", "Q4_K", "Q6_K"), "gguf-py", 5.0),
     ("encode", ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), "ggml", 1.0),
+    ("weighted", ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), "ggml", 1.0),
 )
 
 FIRST_CALL = """
@@ -117,20 +118,25 @@ def decoding(x: NDArray[np.float32], qtype: QuantType, runs: int) -> Result:
     return result
 
 
-def encoding(x: NDArray[np.float32], qtype: QuantType, runs: int) -> Result:
+def encoding(x: NDArray[np.float32], qtype: QuantType, runs: int, importance: NDArray[np.float32] | None = None) -> Result:
     theirs = np.empty(qtype.row_bytes(x.size), np.uint8)
     rows = x.reshape(-1, ROW)
 
     def with_ggml(source: NDArray[np.float32], target: NDArray[np.uint8]) -> None:
-        ggml.quantize(source.reshape(-1), qtype, ROW, target.reshape(-1))
+        ggml.quantize(source.reshape(-1), qtype, ROW, target.reshape(-1), importance)
 
     contestants: dict[str, Callable[[], object]] = {
-        "quantscope": lambda: encode(rows, qtype, ROW),
+        "quantscope": lambda: encode(rows, qtype, ROW, importance),
         "ggml": lambda: share_out(with_ggml, rows, theirs.reshape(-1, qtype.row_bytes(ROW))),
     }
-    result = measure("encode", qtype, contestants, x.size, runs)
-    ggml.assert_same_bytes(encode(rows, qtype, ROW), theirs, qtype)
+    result = measure("encode" if importance is None else "weighted", qtype, contestants, x.size, runs)
+    ggml.assert_same_bytes(encode(rows, qtype, ROW, importance), theirs, qtype)
     return result
+
+
+def weighted_encoding(x: NDArray[np.float32], qtype: QuantType, runs: int) -> Result:
+    """Encoding with an importance like that of a trained model's layer."""
+    return encoding(x, qtype, runs, np.random.default_rng(1).lognormal(-2, 2, ROW).astype(np.float32))
 
 
 def machine_line() -> str:
@@ -185,6 +191,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9, help="default %(default)s")
     parser.add_argument("--threads", default="1,2", help="default %(default)s")
     parser.add_argument("--no-encode", action="store_true", help="measure decoding only")
+    parser.add_argument("--importance", action="store_true", help="measure encoding with a weight per column only")
     parser.add_argument("--startup", action="store_true", help="measure compilation and the first call instead")
     options = parser.parse_args()
     names = list(CODECS) if options.types == "all" else options.types.split(",")
@@ -196,9 +203,10 @@ def main() -> None:
         return
     x = weights(max(1, int(options.mb * MEGABYTE / 4 / ROW)) * ROW)
     results: list[Result] = []
+    tasks = (weighted_encoding,) if options.importance else (decoding,) if options.no_encode else (decoding, encoding)
     for threads in map(int, options.threads.split(",")):
         set_threads(threads)
-        for doing in (decoding,) if options.no_encode else (decoding, encoding):
+        for doing in tasks:
             for qtype in types:
                 if doing is decoding or can_encode(qtype):
                     results.append(doing(x, qtype, options.runs))

@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.oracle import source_tree
 
 ENV_BIN = "QUANTSCOPE_LLAMA_CPP_BIN"
-PROGRAMS = ("llama-quantize", "llama-perplexity", "llama-bench")
+PROGRAMS = ("llama-quantize", "llama-perplexity", "llama-bench", "llama-imatrix")
 BUILD = source_tree.ROOT / "build" / "llama-programs"
 OPTIONS = ("-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_SERVER=OFF")
 

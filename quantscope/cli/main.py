@@ -19,6 +19,7 @@ from quantscope.cli.demo import demo
 from quantscope.cli.diagnose import diagnose
 from quantscope.cli.golden import golden
 from quantscope.cli.import_ import import_
+from quantscope.cli.imatrix import imatrix
 from quantscope.cli.inspect import inspect
 from quantscope.cli.kld_base import kld_base
 from quantscope.cli.study import study
@@ -49,6 +50,7 @@ app.command(short_help="Two traces tap by tap, and where they part.")(compare)
 app.command(short_help="The quantization, the engine, the file or the prompt?")(diagnose)
 app.command(short_help="Two files tensor by tensor, beyond their types.")(weights)
 app.add_typer(golden, name="golden", short_help="Expected values for an engine's own tests.")
+app.command(short_help="Which inputs of each matrix count, for llama-quantize.")(imatrix)
 app.command("kld-base", short_help="The file that llama-perplexity compares quantizations with.")(kld_base)
 app.command(short_help="Tensors, types, bits per weight and metadata.")(inspect)
 

@@ -32,14 +32,14 @@ from quantscope.quants.simd import LANES, Lanes, absolute, f32, load, negative, 
 SUPER_BLOCK = 256  # [elements]
 
 
-def _steps(start: float, width: float, count: int, top: int) -> NDArray[np.float32]:
+def trial_steps(start: float, width: float, count: int, top: int) -> NDArray[np.float32]:
     """(start + width·i) + top for i = 0 … count − 1, rounded to float32 after every operation."""
     return np.float32(start) + np.float32(width) * np.arange(count, dtype=np.float32) + np.float32(top)
 
 
-_Q2_STEPS = _steps(-0.5, 0.1, 16, 3)
-_Q4_STEPS = _steps(-1.0, 0.1, 21, 15)
-_Q5_STEPS = _steps(-0.5, 0.1, 16, 31)
+_Q2_STEPS = trial_steps(-0.5, 0.1, 16, 3)
+_Q4_STEPS = trial_steps(-1.0, 0.1, 21, 15)
+_Q5_STEPS = trial_steps(-0.5, 0.1, 16, 31)
 _Q6_STEPS = np.float32(32) + np.float32(0.1) * np.delete(np.arange(-9, 10), 9).astype(np.float32)  # −9 … 9 without 0
 
 
@@ -47,21 +47,21 @@ _Q6_STEPS = np.float32(32) + np.float32(0.1) * np.delete(np.arange(-9, 10), 9).a
 
 
 @inline
-def _gather(x: Any, first: int, values: Any) -> None:
-    """values[i, k] = element i of sub-block k, counted from super-block ``first``; past the last super-block it is repeated.
+def gather(x: Any, first: int, values: Any) -> None:
+    """values[i, k] = element i of sub-block k, counted from block ``first``; past the last block it is repeated.
 
-    x: float32[n_blocks, 256]; values: float32[sub-block size, 16].
+    x: float32[n_blocks, block size]; values: float32[sub-block size, 16].
     """
-    size, last = values.shape[0], x.shape[0] - 1
+    size, block, last = values.shape[0], x.shape[1], x.shape[0] - 1
     for k in range(LANES):
-        row = x[min(first + k * size // SUPER_BLOCK, last)]
-        start = k * size % SUPER_BLOCK
+        row = x[min(first + k * size // block, last)]
+        start = k * size % block
         for i in range(size):
             values[i, k] = row[start + i]
 
 
 @inline
-def _in_element_order(codes: Any, part: int, flat: Any) -> None:
+def in_element_order(codes: Any, part: int, flat: Any) -> None:
     """flat[e] = code of element e of super-block ``part`` (0 or 1) of the group; codes: float32[size, 16], flat: uint8[256]."""
     size = codes.shape[0]
     sub_blocks = SUPER_BLOCK // size
@@ -71,7 +71,7 @@ def _in_element_order(codes: Any, part: int, flat: Any) -> None:
 
 
 @inline
-def _nearest_int(v: np.float32) -> np.int64:
+def nearest_int(v: np.float32) -> np.int64:
     """``nearest`` for one float32."""
     return (np.int64(np.float32(v + np.float32(12582912.0)).view(np.int32)) & 0x7FFFFF) - 0x400000
 
@@ -88,12 +88,12 @@ def _code_scales(scales: Any, first: int, count: int, top: int, codes: Any) -> n
             largest = scales[k]
     inverse = np.float32(top) / largest if largest > 0 else np.float32(0)
     for k in range(first, first + count):
-        codes[k] = _nearest_int(inverse * scales[k]) & 0xFF
+        codes[k] = nearest_int(inverse * scales[k]) & 0xFF
     return float_to_half(largest / np.float32(top))
 
 
 @inline
-def _peak(scales: Any) -> np.float32:
+def greatest_scale(scales: Any) -> np.float32:
     """The first scale of greatest magnitude, with its sign."""
     peak = np.float32(0)
     for k in range(LANES):
@@ -103,7 +103,7 @@ def _peak(scales: Any) -> np.float32:
 
 
 @inline
-def _recode_affine(x: Any, d: Lanes, dmin: Lanes, top: int, codes: Any) -> None:
+def recode_affine(x: Any, d: Lanes, dmin: Lanes, top: int, codes: Any) -> None:
     """codes = clamp(round((x + dmin)/d), 0, top); unchanged in lanes where d is 0.  x, codes: float32[size, 16]."""
     for i in range(x.shape[0]):
         code = to_f32(clamped(nearest((load(x, i) + dmin) / d), 0, top))
@@ -111,7 +111,7 @@ def _recode_affine(x: Any, d: Lanes, dmin: Lanes, top: int, codes: Any) -> None:
 
 
 @inline
-def _recode_symmetric(x: Any, d: Lanes, half: int, codes: Any) -> None:
+def recode_symmetric(x: Any, d: Lanes, half: int, codes: Any) -> None:
     """codes = half + clamp(round(x/d), −half, half − 1); unchanged in lanes where d is 0.  x, codes: float32[16, 16]."""
     for i in range(x.shape[0]):
         code = to_f32(clamped(nearest(load(x, i) / d), -half, half - 1)) + f32(half)
@@ -143,7 +143,7 @@ def _encode_affine_16(x: Any, out: Any, top: int, steps: Any) -> None:
     min_codes = np.empty(LANES, np.int64)
     flat = np.empty(SUPER_BLOCK, np.uint8)
     for b in range(x.shape[0]):
-        _gather(x, b, values)
+        gather(x, b, values)
         for i in range(16):
             store(weights, i, absolute(load(values, i)))
         s, m = fit_affine(values, weights, codes, top, steps, True)
@@ -156,8 +156,8 @@ def _encode_affine_16(x: Any, out: Any, top: int, steps: Any) -> None:
             block[k] = scale_codes[k] | (min_codes[k] << 4)
             unit[0, k] = half_to_float(d) * np.float32(block[k] & 15)
             unit[1, k] = half_to_float(dmin) * np.float32(block[k] >> 4)
-        _recode_affine(values, load(unit, 0), load(unit, 1), top, codes)
-        _in_element_order(codes, 0, flat)
+        recode_affine(values, load(unit, 0), load(unit, 1), top, codes)
+        in_element_order(codes, 0, flat)
         pack_2_bits(flat, 0, block, 16)
         write_u16(out, b, 80, d)
         write_u16(out, b, 82, dmin)
@@ -196,7 +196,7 @@ def _encode_affine_32(x: Any, out: Any, top: int, steps: Any) -> None:
     flat = np.empty(SUPER_BLOCK, np.uint8)
     for first in range(0, x.shape[0], 2):
         parts = min(2, x.shape[0] - first)
-        _gather(x, first, values)
+        gather(x, first, values)
         _weights_32(values, weights)
         s, m = fit_affine(values, weights, codes, top, steps, False)
         store(fitted, 0, s)
@@ -212,9 +212,9 @@ def _encode_affine_32(x: Any, out: Any, top: int, steps: Any) -> None:
                 write_u16(out, first + part, 0, d)
                 write_u16(out, first + part, 2, dmin)
                 pack_scales_q4(scale_codes, min_codes, 8 * part, out[first + part], 4)
-        _recode_affine(values, load(unit, 0), load(unit, 1), top, codes)
+        recode_affine(values, load(unit, 0), load(unit, 1), top, codes)
         for part in range(parts):
-            _in_element_order(codes, part, flat)
+            in_element_order(codes, part, flat)
             block = out[first + part]
             if top > 15:
                 pack_bit(flat, 4, block, 16)
@@ -250,9 +250,9 @@ def encode_q3_k(x: Any, out: Any) -> None:
     scale_codes = np.zeros(LANES, np.int64)
     flat = np.empty(SUPER_BLOCK, np.uint8)
     for b in range(x.shape[0]):
-        _gather(x, b, values)
+        gather(x, b, values)
         store(fitted, 0, fit_by_coordinate(values, codes, 4))
-        peak = _peak(fitted[0])
+        peak = greatest_scale(fitted[0])
         d = np.uint32(0)
         for k in range(LANES):
             scale_codes[k] = 0
@@ -260,11 +260,11 @@ def encode_q3_k(x: Any, out: Any) -> None:
             inverse = np.float32(-32) / peak
             d = float_to_half(np.float32(1) / inverse)
             for k in range(LANES):
-                scale_codes[k] = min(max(_nearest_int(inverse * fitted[0, k]), -32), 31) + 32
+                scale_codes[k] = min(max(nearest_int(inverse * fitted[0, k]), -32), 31) + 32
         for k in range(LANES):
             unit[0, k] = half_to_float(d) * np.float32(scale_codes[k] - 32)
-        _recode_symmetric(values, load(unit, 0), 4, codes)
-        _in_element_order(codes, 0, flat)
+        recode_symmetric(values, load(unit, 0), 4, codes)
+        in_element_order(codes, 0, flat)
         block = out[b]
         pack_bit(flat, 2, block, 0)
         pack_2_bits(flat, 0, block, 32)
@@ -287,20 +287,20 @@ def encode_q6_k(x: Any, out: Any) -> None:
     flat = np.empty(SUPER_BLOCK, np.uint8)
     for b in range(x.shape[0]):
         block = out[b]
-        _gather(x, b, values)
+        gather(x, b, values)
         store(fitted, 0, fit_symmetric(values, codes, 32, _Q6_STEPS))
-        peak = _peak(fitted[0])
+        peak = greatest_scale(fitted[0])
         if abs(peak) < np.float32(TINY):
             block[:] = 0
             continue
         inverse = np.float32(-128) / peak
         d = float_to_half(np.float32(1) / inverse)
         for k in range(LANES):
-            code = np.int8(min(127, _nearest_int(inverse * fitted[0, k])))
+            code = np.int8(min(127, nearest_int(inverse * fitted[0, k])))
             block[192 + k] = np.uint8(code)
             unit[0, k] = half_to_float(d) * np.float32(code)
-        _recode_symmetric(values, load(unit, 0), 32, codes)
-        _in_element_order(codes, 0, flat)
+        recode_symmetric(values, load(unit, 0), 32, codes)
+        in_element_order(codes, 0, flat)
         pack_4_bits(flat, block, 0, 64)
         pack_2_bits(flat, 4, block, 128)
         write_u16(out, b, 208, d)

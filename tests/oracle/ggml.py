@@ -1,7 +1,7 @@
 """ggml's own conversions, called in the shared library that llama-cpp-python carries.
 
     to_float(raw, QTYPES["Q4_K"])                 what llama.cpp sees in these bytes
-    quantize(x, QTYPES["Q4_K"], n_per_row=256)    what llama-quantize writes without an importance matrix
+    quantize(x, QTYPES["Q4_K"], n_per_row=256)    what llama-quantize writes; with ``importance``, what it writes with --imatrix
 
 Both run on the calling thread and release the GIL.  Only libggml-base is loaded: no model, no backend, nothing on stderr.
 """
@@ -83,14 +83,18 @@ def to_float(raw: Bytes, qtype: QuantType, out: Floats | None = None) -> Floats:
     return out
 
 
-def quantize(x: Floats, qtype: QuantType, n_per_row: int, out: Bytes | None = None) -> Bytes:
-    """float32[n_rows · n_per_row] → uint8[n_bytes]."""
+def quantize(x: Floats, qtype: QuantType, n_per_row: int, out: Bytes | None = None, importance: Floats | None = None) -> Bytes:
+    """float32[n_rows · n_per_row] → uint8[n_bytes]; importance: float32[n_per_row]."""
     assert x.flags.c_contiguous
     assert x.dtype == np.float32
+    if importance is not None:
+        assert importance.flags.c_contiguous
+        assert (importance.dtype, importance.shape) == (np.float32, (n_per_row,))
     n_rows = x.size // n_per_row
     n_bytes = n_rows * qtype.row_bytes(n_per_row)
     out = np.empty(n_bytes, np.uint8) if out is None else out
-    assert library().ggml_quantize_chunk(qtype.id, x.ctypes.data, out.ctypes.data, 0, n_rows, n_per_row, None) == n_bytes
+    weights = None if importance is None else importance.ctypes.data
+    assert library().ggml_quantize_chunk(qtype.id, x.ctypes.data, out.ctypes.data, 0, n_rows, n_per_row, weights) == n_bytes
     return out
 
 

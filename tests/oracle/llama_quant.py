@@ -8,7 +8,7 @@ any architecture.  They are C++ functions that libllama exports, so their names 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,15 @@ def _ggml_tensor(context: int, tensor: TensorShape) -> int:
     return handle
 
 
-def quantized_types(source: Path, out: Path, preset: str, options: Options = DEFAULTS) -> dict[str, QuantType] | None:
-    """name → type in the file that llama_model_quantize writes; None when it refuses, e.g. for want of an importance matrix."""
+def quantized_types(
+    source: Path, out: Path, preset: str, options: Options = DEFAULTS, imatrix: Mapping[str, np.ndarray] | None = None
+) -> dict[str, QuantType] | None:
+    """name → type in the file that llama_model_quantize writes; None when it refuses, e.g. for want of an importance matrix.
+
+    imatrix: tensor name → weights of its columns, float32; without it ``options.imatrix`` means ones for every tensor.
+    """
     params, memory = _params(preset, options)
-    matrix = _flat_imatrix(source) if options.imatrix else None
+    matrix = _imatrix_data(imatrix) if imatrix else _flat_imatrix(source) if options.imatrix else None
     if matrix:
         params.imatrix = matrix[0]
     if llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)):
@@ -139,8 +144,13 @@ def quantized_types(source: Path, out: Path, preset: str, options: Options = DEF
 
 def _flat_imatrix(source: Path) -> tuple[Any, list[np.ndarray]]:
     """An importance matrix of ones for every tensor of the file."""
-    tensors = list(open_gguf(source).tensors.values())
-    ones = [np.ones(t.n_per_row * (t.shape[-3] if len(t.shape) > 2 else 1), np.float32) for t in tensors]
-    pointers = [a.ctypes.data_as(ctypes.POINTER(ctypes.c_float)) for a in ones]
-    rows = [(t.name.encode(), p, a.size) for t, p, a in zip(tensors, pointers, ones, strict=True)]
-    return (llama_cpp.llama_model_imatrix_data * (len(rows) + 1))(*rows), ones
+    tensors = open_gguf(source).tensors.values()
+    return _imatrix_data({t.name: np.ones(t.n_per_row * (t.shape[-3] if len(t.shape) > 2 else 1), np.float32) for t in tensors})
+
+
+def _imatrix_data(weights: Mapping[str, np.ndarray]) -> tuple[Any, list[np.ndarray]]:
+    """(array of llama_model_imatrix_data, the memory it points to)."""
+    kept = [np.ascontiguousarray(w, np.float32) for w in weights.values()]
+    pointers = [w.ctypes.data_as(ctypes.POINTER(ctypes.c_float)) for w in kept]
+    rows = [(name.encode(), p, w.size) for name, p, w in zip(weights, pointers, kept, strict=True)]
+    return (llama_cpp.llama_model_imatrix_data * (len(rows) + 1))(*rows), kept

@@ -301,9 +301,7 @@ FILES = {
 NEEDS_MATRIX = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"}  # when K-quants fit the rows
 
 
-@pytest.mark.parametrize(
-    ("name", "imatrix"), [*((n, False) for n in FILES), *((n, True) for n in ("llama-1", "qwen3-10", "llama-22", "mixtral"))]
-)
+@pytest.mark.parametrize(("name", "imatrix"), [*((n, False) for n in FILES), *((n, True) for n in FILES)])
 def test_files_quantized_by_llama_cpp(tmp_path: Path, name: str, imatrix: bool) -> None:
     path = write_model(tmp_path / "model.gguf", **FILES[name])
     source = open_gguf(path)

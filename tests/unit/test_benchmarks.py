@@ -240,7 +240,7 @@ esac
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Programs that do nothing but keep a list of how they were called."""
-    for name, code in zip(llama_programs.PROGRAMS, (FAKE_QUANTIZE, FAKE_PERPLEXITY, "#!/bin/sh\n"), strict=True):
+    for name, code in zip(llama_programs.PROGRAMS, (FAKE_QUANTIZE, FAKE_PERPLEXITY, *["#!/bin/sh\n"] * 2), strict=True):
         (tmp_path / name).write_text(code)
         (tmp_path / name).chmod(0o755)
     (tmp_path / "printed").write_text(PRINTED, "utf-8")
