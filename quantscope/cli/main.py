@@ -18,8 +18,8 @@ from quantscope.cli.console import complain
 from quantscope.cli.demo import demo
 from quantscope.cli.diagnose import diagnose
 from quantscope.cli.golden import golden
-from quantscope.cli.import_ import import_
 from quantscope.cli.imatrix import imatrix
+from quantscope.cli.import_ import import_
 from quantscope.cli.inspect import inspect
 from quantscope.cli.kld_base import kld_base
 from quantscope.cli.study import study
