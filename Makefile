@@ -7,7 +7,7 @@ JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format benchmark benchmark-study benchmark-scaling benchmark-cuda clean
+.PHONY: help demo test test-slow check format benchmark benchmark-study benchmark-scaling benchmark-cuda benchmark-faults clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -53,6 +53,10 @@ benchmark-scaling: $(VENV)/.dev  ## cost by variants and tokens
 
 benchmark-cuda: $(VENV)/.dev  ## a study and the codecs on a GPU beside the CPU
 	$(BIN)/python -m benchmarks.cuda
+
+# about 20 minutes on two idle cores
+benchmark-faults: $(VENV)/.dev  ## what the verdict says of faults planted in three engines
+	$(BIN)/python -m benchmarks.faults
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -358,7 +358,7 @@ def assign_types(preset: str, tensors: Iterable[TensorShape], model: ModelFacts,
         )
     order = list(tensors)
     run = _Run(name, model, options, order)
-    types = {t.name: run.place(t) for t in sorted(order, key=_layer_order)}
+    types = {t.name: run.place(t) for t in sorted(order, key=layer_order)}
     return {t.name: types[t.name] for t in order}
 
 
@@ -384,7 +384,7 @@ def fallback(wanted: QuantType, n_per_row: int) -> QuantType:
     return smaller if n_per_row % smaller.block_size == 0 else QTYPES["F16"]
 
 
-def _layer_order(tensor: TensorShape) -> tuple[int, bytes]:
+def layer_order(tensor: TensorShape) -> tuple[int, bytes]:
     """llama.cpp's order, in which the rules count: by layer, tensors outside the layers first, then by name."""
     match = _LAYER.match(tensor.name)
     return int(match[1]) if match else -1, tensor.name.encode("utf-8", "surrogateescape")
@@ -443,6 +443,6 @@ class _Run:
         self.seen[role] += 1
         layer = count
         if role in (FFN_UP, FFN_GATE, FFN_DOWN) and self.model.n_expert > 1:
-            layer = max(_layer_order(tensor)[0], 0)
+            layer = max(layer_order(tensor)[0], 0)
         n = self.n_attn_v if role == ATTN_V else self.model.n_layer
         return Slot(self.model, self.preset, tensor.shape, role, count, layer, n, self.options.imatrix)

@@ -64,7 +64,7 @@ class Bars(Monitor):
     def step(self, stage: str, done: int, what: str) -> None:
         task, per_step = self.tasks[stage]
         rate = self.progress.tasks[task].speed
-        speed = f"{rate * per_step:,.0f} tokens/s" if rate else ""
+        speed = f"{rate * per_step:,.0f} tokens/s" if rate and per_step else ""
         self.progress.update(task, completed=done, what=what, speed=speed)
 
     def scores(self, kl_nats: Mapping[str, float]) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from quantscope.diagnose.faults import Instance, instances
+from quantscope.diagnose.operations import WHOLE_LAYER
 from quantscope.diagnose.replay import Bench, Replay, ReplayRow
 from quantscope.diagnose.setup import Held, Setup
 from quantscope.metrics import nmse
@@ -69,7 +70,7 @@ def _of(row: ReplayRow, bench: Bench, base: Setup, known: Iterable[Instance]) ->
     stem = _stem_of(row.tap)
     found = []
     for instance in known:
-        wrong = instance.apply(base) if stem in instance.ops else None
+        wrong = instance.apply(base) if stem in instance.ops or row.operation == WHOLE_LAYER else None
         if wrong is None or wrong.ids is not base.ids:
             continue
         computed, made = bench.again(row, wrong.weights, wrong.arithmetic)
@@ -113,7 +114,8 @@ def contradicted(
     with exact_matmul():
         for row in replayed.those("cleared"):
             for instance in set(suspects) - wrong:
-                setup = instance.apply(base) if _stem_of(row.tap) in instance.ops else None
+                touched = _stem_of(row.tap) in instance.ops or row.operation == WHOLE_LAYER
+                setup = instance.apply(base) if touched else None
                 if setup is not None and _left(*bench.again(row, setup.weights, setup.arithmetic)) > max(row.floor or 0.0, SHOWS):
                     wrong.add(instance)
     return wrong

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quantscope.explain import MADE_BY
 from quantscope.model.arithmetic import Arithmetic
+from quantscope.model.forward import layer
 from quantscope.model.taps import split_tap
 from quantscope.weights import WeightProvider
 
@@ -82,6 +83,13 @@ def _sum(branch: Literal["attn", "ffn"]) -> Operation:
     return lambda at, x, h: at.m.residual(h, x, branch)
 
 
+def _layer(at: Place, h: Tensor) -> Tensor:
+    """All of a layer, from the stream before it at every position: h [1,S,E] → the rows of these positions."""
+    rope = at.m.rope_tables(at.weights.config.rope, torch.arange(h.shape[1]), at.weights.rope_factors(), h.dtype)
+    out = layer(h, at.w, 0, at.weights.config, rope, m=at.m)
+    return out[:, at.positions[0] : at.positions[-1] + 1]
+
+
 # tap → how it is computed from the taps that MADE_BY names
 OPERATIONS: dict[str, Operation] = {
     "embd": _embedded,
@@ -106,9 +114,18 @@ OPERATIONS: dict[str, Operation] = {
     "result_norm": _norm("output_norm"),
     "result_output": _linear("output"),
 }
+WHOLE_LAYER = "the whole layer"
 WHOLE_ATTENTION = ("Qcur", "Kcur", "Vcur")  # what kqv_out is made of where the probabilities were not recorded
+OTHER_WAYS: dict[str, list[tuple[Operation, tuple[str, ...]]]] = {  # where the taps between were not recorded
+    "kqv_out": [(_attention, WHOLE_ATTENTION)],
+    "l_out": [(_layer, ("l_out<",))],
+}
 BY_POSITION = ("embd", "Qcur", "Kcur", "kq_soft_max", "kqv_out")  # operations that ask which position a row stands for
-ATTENTION = {"kq_soft_max": ("Kcur",), "kqv_out": ("Kcur", "Vcur")}  # operations that look back, and the inputs they look back at
+ATTENTION = {
+    "kq_soft_max": ("Kcur",),
+    "kqv_out": ("Kcur", "Vcur"),
+    "l_out": ("l_out", "embd"),
+}  # operations that look back, and the inputs they look back at
 
 
 def ways(tap: str, n_layer: int, normed: bool) -> list[tuple[Operation, tuple[str, ...]]]:
@@ -117,7 +134,7 @@ def ways(tap: str, n_layer: int, normed: bool) -> list[tuple[Operation, tuple[st
     inputs = MADE_BY[stem][1]
     if stem in ("Qcur", "Kcur"):  # made of the normed one where the model has that
         inputs = inputs[:1] if normed else inputs[1:]
-    possible = [(OPERATIONS[stem], inputs)] + ([(_attention, WHOLE_ATTENTION)] if stem == "kqv_out" else [])
+    possible = [(OPERATIONS[stem], inputs), *OTHER_WAYS.get(stem, ())]
     before = (n_layer if layer is None else layer) - 1
     names = {"l_out<": f"l_out-{before}" if before >= 0 else "embd"}
     local = "" if layer is None else f"-{layer}"

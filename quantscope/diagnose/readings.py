@@ -130,7 +130,7 @@ def _reading(
     trace: Trace, tap: str, piece: Evidence, x: Tensor, rounded: Tensor | None, pooled: Mapping[tuple[str, str], float]
 ) -> Reading:
     there = covered(piece, trace.origin)
-    rows = None if there is None else tuple(x.shape[-2] + p if p < 0 else p for p in there)
+    rows = None if there is None else tuple(there)  # −1 stays the last one, of however many
     at = _rows_of(x, rows)
     floor = EXACT_FLOOR if rounded is None else PREDICTED_TIMES * float(nmse(x.flatten(), rounded.flatten())) + EXACT_FLOOR
     size = float(at.double().square().mean().sqrt()) or 1.0

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from quantscope.compare import EXACT_FLOOR, PREDICTED_TIMES, Worst
-from quantscope.diagnose.operations import ATTENTION, BY_POSITION, Operation, Place, ways
+from quantscope.diagnose.operations import ATTENTION, BY_POSITION, WHOLE_LAYER, Operation, Place, ways
 from quantscope.diagnose.recorded import Recorded
 from quantscope.errors import TraceContentError
 from quantscope.explain import MADE_BY
@@ -115,7 +115,8 @@ class Bench:
         if all(lacking):
             return replace(row, note=lacking[0])
         operation, inputs = possible[lacking.index("")]
-        return self._judged(replace(row, inputs=inputs), operation)
+        name = WHOLE_LAYER if tap.startswith("l_out") and len(inputs) == 1 else row.operation
+        return self._judged(replace(row, inputs=inputs, operation=name), operation)
 
     def _lacking(self, tap: str, inputs: tuple[str, ...]) -> str:
         """Why the operation cannot be computed again; empty where it can."""

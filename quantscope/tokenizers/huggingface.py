@@ -35,7 +35,7 @@ def folder_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
         return JsonTokenizer(folder / "tokenizer.json", settings, config)
     if (folder / "tokenizer.model").is_file():
-        return GgmlTokenizer(_model_vocabulary(folder, settings, config), SpmEncoder)
+        return GgmlTokenizer(model_vocabulary(folder, settings, config), SpmEncoder)
     raise VocabularyError(
         f"{show(folder)}: neither tokenizer.json nor tokenizer.model, expected one of them. They were not fetched, or the tokenizer is "
         f"kept in another form: save it with Transformers, `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`, or give token "
@@ -118,7 +118,7 @@ def _special_id(role: str, index: Mapping[str, int], settings: Mapping[str, Any]
     return given if isinstance(given, int) and given >= 0 else None
 
 
-def _model_vocabulary(folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Vocabulary:
+def model_vocabulary(folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Vocabulary:
     """tokenizer.model, filled up to the size in config.json, with the added tokens on top."""
     path = folder / "tokenizer.model"
     model = read_model(path)
@@ -128,7 +128,7 @@ def _model_vocabulary(folder: Path, settings: Mapping[str, Any], config: Mapping
     kinds = np.full(n, Kind.UNUSED, np.int32)
     scores = np.full(n, -10000.0, np.float32)
     kinds[: len(model.kinds)], scores[: len(model.scores)] = model.kinds[:n], model.scores[:n]
-    for i, (token, kind) in _added_tokens(folder, settings).items():
+    for i, (token, kind) in added_tokens(folder, settings).items():
         if i < n:
             tokens[i], kinds[i] = token, kind
     index = {token: i for i, token in enumerate(tokens)}
@@ -150,7 +150,7 @@ def _model_vocabulary(folder: Path, settings: Mapping[str, Any], config: Mapping
     )
 
 
-def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[int, tuple[str, Kind]]:
+def added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[int, tuple[str, Kind]]:
     """Id → (token, kind) of what added_tokens.json and tokenizer_config.json put on top of the SentencePiece model."""
     path = folder / "added_tokens.json"
     plain = read_json_object(path) if path.is_file() else {}

@@ -383,3 +383,29 @@ def test_taps_that_the_model_lacks_are_listed(tmp_path: Path) -> None:
     assert replay(trace, w).others == ()
     more = Trace(ORIGIN, {**trace.taps, "l_out-7": trace.taps["l_out-1"], "rope": trace.taps["embd"]})
     assert replay(more, w).others == ("l_out-7", "rope")
+
+
+# --- only the stream between layers ---
+
+
+def test_layers_are_judged_whole_where_only_the_stream_was_recorded(tmp_path: Path) -> None:
+    """The usual dump: one tensor a layer.  Each layer is judged by itself, from the one before it."""
+    w = weights(tmp_path)
+    stream = {"embd", "l_out-0", "l_out-1"}
+    for arithmetic, bad in ((EXACT, []), (Faulty({("swiglu", 1): twice}), ["l_out-1"]), (Faulty({("attn_q", 0): twice}), ["l_out-0"])):
+        taps = taps_of(w, arithmetic)
+        r = replay(full_trace(ORIGIN, {name: x for name, x in taps.items() if name in stream}), w, predicted=None)
+        assert convicted(r) == bad
+        assert {row.tap for row in r.those("cleared")} == stream - set(bad)
+        assert r.row("l_out-1").operation == "the whole layer"
+    ggml = ggml_arithmetic("F16")
+    rounded = {name: x for name, x in taps_of(w, ggml).items() if name in stream}
+    assert convicted(replay(full_trace(ORIGIN, rounded), w, predicted=ggml)) == []
+
+
+def test_a_layer_of_the_last_position_alone_cannot_be_judged(tmp_path: Path) -> None:
+    """Attention looks back: the stream of all positions is needed."""
+    w, taps = model_and_taps(tmp_path)
+    last = {name: (Full(x[-1:], (N - 1,)),) for name, x in taps.items() if name in ("embd", "l_out-0", "result_norm", "result_output")}
+    r = replay(Trace(ORIGIN, last), w, predicted=None)
+    assert r.row("l_out-0").verdict == "not recorded"
