@@ -7,7 +7,7 @@ JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format benchmark benchmark-study benchmark-scaling benchmark-cuda benchmark-faults clean
+.PHONY: help demo test test-slow check format benchmark benchmark-study benchmark-scaling benchmark-cuda benchmark-faults benchmark-sensitivity clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -57,6 +57,9 @@ benchmark-cuda: $(VENV)/.dev  ## a study and the codecs on a GPU beside the CPU
 # about 20 minutes on two idle cores
 benchmark-faults: $(VENV)/.dev  ## what the verdict says of faults planted in three engines
 	$(BIN)/python -m benchmarks.faults
+
+benchmark-sensitivity: $(VENV)/.dev  ## predicted beside measured KL of every matrix in every type
+	$(BIN)/python -m benchmarks.sensitivity --seeds 2
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -23,6 +23,7 @@ from quantscope.cli.import_ import import_
 from quantscope.cli.inspect import inspect
 from quantscope.cli.kld_base import kld_base
 from quantscope.cli.quantize import quantize
+from quantscope.cli.sensitivity import sensitivity
 from quantscope.cli.study import study
 from quantscope.cli.trace import trace
 from quantscope.cli.weights import weights
@@ -52,6 +53,7 @@ app.command(short_help="The quantization, the engine, the file or the prompt?")(
 app.command(short_help="Two files tensor by tensor, beyond their types.")(weights)
 app.add_typer(golden, name="golden", short_help="Expected values for an engine's own tests.")
 app.command(short_help="Which inputs of each matrix count, for llama-quantize.")(imatrix)
+app.command(short_help="What each matrix in each type would cost, predicted.")(sensitivity)
 app.command(short_help="A model file in other types, as llama-quantize writes it.")(quantize)
 app.command("kld-base", short_help="The file that llama-perplexity compares quantizations with.")(kld_base)
 app.command(short_help="Tensors, types, bits per weight and metadata.")(inspect)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +14,14 @@ from quantscope.errors import UsageError
 
 if TYPE_CHECKING:
     from quantscope.imatrix import Imatrix
+    from quantscope.remedy.correct import Corrected
     from quantscope.remedy.export import Written
     from quantscope.remedy.original import Original
     from quantscope.remedy.recipe_file import Recipe
     from quantscope.remedy.types import Choice
+    from quantscope.sources.base import Source
 
+HELD_BYTES = 2 << 30  # float32 tensors that a correction holds in memory; of larger models each is decoded when it is used
 QUANTIZE_VERSION = 1  # of the JSON document
 
 Model = Annotated[
@@ -38,6 +41,16 @@ ImatrixFile = Annotated[
     Path | None,
     typer.Option("--imatrix", metavar="FILE", help="Weigh the columns by an importance matrix of llama-imatrix.", show_default=False),
 ]
+Correct = Annotated[
+    str | None,
+    typer.Option(metavar="rounding", help="Choose codes and scales for the outputs on --text: same types and size.", show_default=False),
+]
+Text = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="UTF-8 text that corrections are fitted to; a fifth of it judges them.", show_default=False),
+]
+Ctx = Annotated[int, typer.Option(metavar="N", min=8, help="Tokens of a chunk of the text.")]
+Chunks = Annotated[int | None, typer.Option(metavar="N", min=1, help="Chunks of the text to use.  [default: all]", show_default=False)]
 Pure = Annotated[bool, typer.Option("--pure", help="One type for all matrices, without the preset's rules.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
@@ -50,9 +63,16 @@ def quantize(
     tensor_type: TensorType = None,
     imatrix: ImatrixFile = None,
     pure: Pure = False,
+    correct: Correct = None,
+    text: Text = None,
+    ctx: Ctx = 256,
+    chunks: Chunks = None,
     json: Json = False,
 ) -> None:
     """Write a model in other types: the same bytes as llama-quantize for the same preset, or the types of a recipe.
+
+    With --correct every matrix is rounded for the inputs it will really get, layer by layer, inside its type and size: what does not bring
+    the predictions nearer to the original's, on the text and on a part of it that was not used, stays as llama-quantize --imatrix has it.
 
     The file is complete or absent, whatever happens meanwhile.  Its metadata say what it was made from (quantscope.*).
     """
@@ -62,6 +82,7 @@ def quantize(
     from quantscope.remedy.types import choose_types
     from quantscope.sources.resolve import open_source
 
+    _check_correction(correct, text, imatrix)
     wanted, overrides = _recipe(type, recipe), [parse_override(t) for t in tensor_type or []]
     made = wanted.document() | _options(tensor_type, pure)
     source = open_source(model)
@@ -69,12 +90,46 @@ def quantize(
         whole = original(source)
         check_target(whole, out)
         weights, bare = (None, ()) if imatrix is None else _importance(imatrix, whole)
-        choice = choose_types(whole, wanted, overrides, pure=pure, imatrix=weights is not None)
+        choice = choose_types(whole, wanted, overrides, pure=pure, imatrix=weights is not None or text is not None)
         choice = replace(choice, notes=(*bare, *choice.notes))
-        written = _write(whole, out, choice, weights, made)
-        show(whole, made, choice, written, json=json)
+        corrected = None if text is None else _corrected(source, choice, text, ctx, chunks)
+        made |= {} if text is None else {"correct": correct, "text": text.name}
+        written = _write(whole, out, choice, weights, made, {} if corrected is None else corrected.replacements)
+        show(whole, made, choice, written, corrected, json=json)
     finally:
         source.close()
+
+
+def _check_correction(correct: str | None, text: Path | None, imatrix: Path | None) -> None:
+    if correct not in (None, "rounding"):
+        raise UsageError(f"--correct {correct}: expected `rounding`, which chooses codes and scales.")
+    if (correct is None) != (text is None):
+        raise UsageError(
+            f"--{'text' if correct is None else 'correct'} alone: corrections need `--correct rounding --text FILE`. Give both."
+        )
+    if correct and imatrix:
+        raise UsageError(
+            "--correct and --imatrix: a correction measures the importance on its own text, expected one of them. Leave one out."
+        )
+
+
+def _corrected(source: Source, choice: Choice, text: Path, ctx: int, chunks: int | None) -> Corrected:
+    """The corrected tensors, with a progress bar."""
+    from quantscope.cli.progress import watching
+    from quantscope.remedy.calibration import calibration
+    from quantscope.remedy.correct import correct
+    from quantscope.weights import Weights
+
+    weights = Weights(source)
+    held = sum(weights.source.tensors[weights.stored(name).name].n_elements for name in weights.stored_names()) * 4 <= HELD_BYTES
+    weights = Weights(source, keep=held)
+    ids, elsewhere = calibration(source, weights.config, text, ctx, chunks)
+    n_layer = weights.config.n_layer
+    with watching() as monitor:
+        monitor.begin("layers", n_layer + 1, (ids.numel() + elsewhere.numel()) * (n_layer + 1))
+        done = correct(weights, choice.types, ids, elsewhere, lambda n, what: monitor.step("layers", n, what))
+        monitor.step("layers", n_layer + 1, "")
+    return done
 
 
 def _importance(path: Path, model: Original) -> tuple[Imatrix, tuple[str, ...]]:
@@ -90,7 +145,9 @@ def _importance(path: Path, model: Original) -> tuple[Imatrix, tuple[str, ...]]:
     return imatrix, (f"{shown(path)} has no weights for {count(len(bare), 'tensor')}, encoded without: {', '.join(bare[:3])}.",)
 
 
-def _write(model: Original, out: Path, choice: Choice, weights: Imatrix | None, made: Mapping[str, Any]) -> Written:
+def _write(
+    model: Original, out: Path, choice: Choice, weights: Imatrix | None, made: Mapping[str, Any], replacements: Mapping[str, Any]
+) -> Written:
     """Say the notes, and write the file with a progress bar."""
     from json import dumps
 
@@ -107,6 +164,7 @@ def _write(model: Original, out: Path, choice: Choice, weights: Imatrix | None, 
             out,
             choice.types,
             choice.file_type,
+            replacements=replacements,
             importance=weights.of if weights else lambda name: None,
             metadata={"quantscope.recipe": dumps(made, ensure_ascii=False)} | _imatrix_metadata(weights),
             step=lambda done, what: monitor.step("weights", done, what),
@@ -148,14 +206,14 @@ def _options(tensor_types: list[str] | None, pure: bool) -> dict[str, Any]:
     return ({"tensor_type": tensor_types} if tensor_types else {}) | ({"pure": True} if pure else {})
 
 
-def show(model: Original, recipe: Mapping[str, Any], choice: Choice, written: Written, *, json: bool) -> None:
+def show(model: Original, recipe: Mapping[str, Any], choice: Choice, written: Written, corrected: Corrected | None, *, json: bool) -> None:
     from quantscope.cli.console import console
     from quantscope.wording import count, fixed, printable, size
 
     if json:
         from quantscope.cli.output import print_document
 
-        print_document(document(model, recipe, choice, written))
+        print_document(document(model, recipe, choice, written, corrected))
         return
     rows: dict[str, int] = {}
     for t in written.tensors:
@@ -168,9 +226,32 @@ def show(model: Original, recipe: Mapping[str, Any], choice: Choice, written: Wr
         markup=False,
         soft_wrap=True,
     )
+    if corrected is not None:
+        out.print(_said(corrected), markup=False, soft_wrap=True)
 
 
-def document(model: Original, recipe: Mapping[str, Any], choice: Choice, written: Written) -> dict[str, Any]:
+def _said(c: Corrected) -> str:
+    """How many matrices were corrected, by how much, and which were not."""
+    from statistics import median
+
+    from quantscope.wording import count, listed, percent
+
+    kept, left = [row for row in c.rows if row.kept], [row.name for row in c.rows if not row.kept]
+    rest = (
+        f" Not better on both texts, so left as they were: {listed(left[:6])}{f' and {len(left) - 6} more' if len(left) > 6 else ''}."
+        if left
+        else ""
+    )
+    if not kept:
+        return f"No correction helped on both texts.{rest}"
+    gain = median(row.error_elsewhere for row in kept)
+    return (
+        f"Corrected {len(kept)} of {count(len(c.rows), 'matrix', 'matrices')}: on text that was not used the error of their outputs falls "
+        f"to {percent(gain)} of plain rounding's (median).{rest}"
+    )
+
+
+def document(model: Original, recipe: Mapping[str, Any], choice: Choice, written: Written, corrected: Corrected | None) -> dict[str, Any]:
     """The types, sizes and origin of the new file as plain data."""
     return {
         "version": QUANTIZE_VERSION,
@@ -182,4 +263,5 @@ def document(model: Original, recipe: Mapping[str, Any], choice: Choice, written
         "recipe": dict(recipe),
         "types": {t.name: t.qtype.name for t in written.tensors},
         "notes": list(choice.notes),
+        "corrections": None if corrected is None else [asdict(row) for row in corrected.rows],
     }

@@ -127,18 +127,12 @@ def _filled(choices: Choices, types: dict[str, str], budget: int) -> Assignment:
     now = _assignment(choices, types)
     while True:
         changes = [
-            (now.kl - _kl_with(choices, now, tensor, kind), tensor, kind)
+            (options[now.types[tensor]][1] - kl, tensor, kind)
             for tensor, options in choices.items()
-            for kind, (n, _) in options.items()
+            for kind, (n, kl) in options.items()
             if now.n_bytes - options[now.types[tensor]][0] + n <= budget
         ]
         gain, tensor, kind = max(changes)
         if gain <= 0:
             return now
         now = _assignment(choices, {**now.types, tensor: kind})
-
-
-def _kl_with(choices: Choices, now: Assignment, tensor: str, kind: str) -> float:
-    """The predicted KL with one tensor in another type."""
-    options = choices[tensor]
-    return now.kl - options[now.types[tensor]][1] + options[kind][1]

@@ -64,13 +64,13 @@ def test_a_kl_is_reached_with_few_bytes(choices: Choices, share: float) -> None:
 
 
 def test_what_is_larger_and_no_better_is_never_chosen() -> None:
-    options = {"Q2_K": (10, 1.0), "Q3_K": (15, 1.5), "Q4_K": (20, 0.5), "Q5_K": (25, 0.45), "Q6_K": (30, 0.0)}
+    options = {"Q2_K": (10, 1.0), "Q3_K": (15, 1.5), "Q4_K": (20, 0.4), "Q5_K": (25, 0.35), "Q6_K": (30, 0.0)}
     assert hull(options) == ["Q2_K", "Q4_K", "Q6_K"]
 
 
 def test_impossible_targets_say_what_is_possible() -> None:
     choices = {"a": {"Q2_K": (1000, 0.5), "Q4_K": (2000, 0.1)}}
-    with pytest.raises(UsageError, match="expected at least 1,000 bytes"):
+    with pytest.raises(UsageError, match="expected at least 1.00 kB"):
         for_size(choices, 900)
     with pytest.raises(UsageError, match=r"expected at least 0\.1"):
         for_kl(choices, 0.01)
