@@ -14,6 +14,7 @@ these are encoded one by one.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ Sums = NDArray[np.float64]
 Verdict = Literal["equal", "explained", "blocks", "differs", "shape", "only in A", "only in B"]
 
 FACTOR = 4.0  # 2 is the largest |e_A − e_B|² against |e_A|² + |e_B|²; 2 more for importance matrices and other encoders
+CORRECTED = (
+    4.0  # times that, of a file that `quantscope quantize --correct` wrote: it moves values for the outputs' sake (docs/measured.md)
+)
 BLOCK_FACTOR = 12.0  # the same for one block; of llama-quantize's own files no tensor exceeded 1.0 and no block 3.3 (docs/measured.md)
 SCREEN = 3.0  # a block above this many typical errors is encoded itself
 DITHER = 0.5  # of a block's RMS: more than half a step of the coarsest types, so that a grid is left
@@ -99,6 +103,7 @@ class WeightComparison:
     rows: tuple[TensorDiff, ...]
     unused_a: tuple[str, ...] = ()
     unused_b: tuple[str, ...] = ()
+    corrected: tuple[str, ...] = ()  # files that say they were corrected
 
     @property
     def unexplained(self) -> tuple[TensorDiff, ...]:
@@ -111,16 +116,26 @@ def compare_weights(a: Weights, b: Weights, names: Sequence[str] | None = None) 
     Raises NonFiniteError where a file holds a NaN or an infinity.
     """
     every = list(dict.fromkeys([*a.names(), *b.names()]))
-    rows = tuple(_tensor(a, b, name) for name in every if names is None or name in names)
-    return WeightComparison(str(a.source.path), str(b.source.path), rows, a.unused, b.unused)
+    corrected = tuple(str(w.source.path) for w in (a, b) if _says_corrected(w))
+    more = CORRECTED if corrected else 1.0
+    rows = tuple(_tensor(a, b, name, more) for name in every if names is None or name in names)
+    return WeightComparison(str(a.source.path), str(b.source.path), rows, a.unused, b.unused, corrected)
 
 
-def _tensor(a: Weights, b: Weights, name: str) -> TensorDiff:
+def _says_corrected(w: Weights) -> bool:
+    """Whether the file's own account of its making names a correction."""
+    try:
+        return "correct" in json.loads(str(w.source.metadata.get("quantscope.recipe", "{}")))
+    except ValueError:
+        return False
+
+
+def _tensor(a: Weights, b: Weights, name: str, more: float = 1.0) -> TensorDiff:
     left, right = _stored(a, name), _stored(b, name)
     if left is None or right is None or left.shape != right.shape:
         verdict: Verdict = "only in B" if left is None else "only in A" if right is None else "shape"
         return TensorDiff(name, *_facts(left), *_facts(right), verdict)
-    m = _Measured(left, right)
+    m = _Measured(left, right, more)
     found = causes(left, right, m.bound) if m.verdict == "differs" else ()
     for side in (left, right):
         side.weights.let_go([side.name])
@@ -141,7 +156,9 @@ def _facts(side: Stored | None) -> tuple[tuple[int, ...] | None, str]:
 class _Measured:
     """Sums of every block of a tensor, [n_rows, blocks of a row] float64, and what follows from them."""
 
-    def __init__(self, a: Stored, b: Stored) -> None:
+    def __init__(self, a: Stored, b: Stored, more: float = 1.0) -> None:
+        """more: times what the types explain that is allowed."""
+        self._more = more
         self.types = (a.qtype, b.qtype)
         n, m = _matrix(a.shape)
         widest = max(32, *(t.block_size for t in self.types))
@@ -161,7 +178,7 @@ class _Measured:
         """NMSE that the two types make on some rows together."""
         low, energy = self._lower(x.numpy(), y.numpy())
         total = float(energy.sum())
-        return float(self._type_errors(low, energy).sum()) / total if total else 0.0
+        return self._more * float(self._type_errors(low, energy).sum()) / total if total else 0.0
 
     def _lower(self, x: Floats, y: Floats) -> tuple[Floats, Sums]:
         """Each block of whichever file has less energy there, [n,m], and that energy."""
@@ -190,7 +207,7 @@ class _Measured:
         high = error > SCREEN * allowed
         rows = high.any(axis=1)
         if 0 < high.sum() <= high.size / 2:  # when most blocks are wrong, it is not the blocks
-            allowed[rows] = np.maximum(allowed[rows], self._type_errors(*self._lower(x[rows], y[rows])))
+            allowed[rows] = np.maximum(allowed[rows], self._more * self._type_errors(*self._lower(x[rows], y[rows])))
         return error, allowed, *energies, self._blocks(np.multiply(x, y, dtype=np.float64))
 
     @property

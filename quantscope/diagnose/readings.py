@@ -137,7 +137,9 @@ def _reading(
     ref = seen(x[0], piece, rows)
     if isinstance(piece, Stats):
         changes = None if rounded is None else _changes(at, _rows_of(rounded, rows))
-        scale = torch.tensor([_scale_of(name, tap, piece, pooled, changes, at.numel(), size) for name in piece.values], dtype=torch.float64)
+        sizes = [max(size, abs(value)) if name in ("min", "max") else size for name, value in zip(piece.values, ref.tolist(), strict=True)]
+        of_each = zip(piece.values, sizes, strict=True)
+        scale = torch.tensor([_scale_of(name, tap, piece, pooled, changes, at.numel(), s) for name, s in of_each], dtype=torch.float64)
     elif isinstance(piece, Sample):
         scale = _scale_of_sample(piece, rows, x[0], None if rounded is None else rounded[0], size)
     else:

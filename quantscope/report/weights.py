@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from quantscope.report.table import DIFFERS, Table
-from quantscope.weight_compare import FACTOR, TensorDiff, WeightComparison
+from quantscope.weight_compare import CORRECTED, FACTOR, TensorDiff, WeightComparison
 from quantscope.wording import MISSING, count, fixed, listed, printable, sig
 
 NAMED = 4  # tensors named in a sentence
@@ -111,6 +111,11 @@ def _cells(row: TensorDiff) -> tuple[str, ...]:
 def notes(c: WeightComparison) -> list[str]:
     """Which file is which, and the tensors that no forward reads: they are not compared."""
     lines = [f"A: {printable(c.path_a)}. B: {printable(c.path_b)}."]
+    lines += [
+        f"{printable(path)} says that it was corrected for the outputs of its products: its values may be {CORRECTED:g} times as far as "
+        f"its types explain."
+        for path in c.corrected
+    ]
     for which, names in (("A", c.unused_a), ("B", c.unused_b)):
         if names:
             more = ", ..." if len(names) > NAMED else ""

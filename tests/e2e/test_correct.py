@@ -1,0 +1,63 @@
+"""``quantscope quantize --correct`` as a user runs it: a file that llama.cpp loads, of the preset's size, nearer to the original."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantscope.cli.demo import MODEL, bundled
+from quantscope.engines.llama_session import LlamaSession
+from quantscope.metrics import kl_nats
+from quantscope.model.forward import forward
+from quantscope.model.ggml_arithmetic import ggml_arithmetic
+from quantscope.sources.resolve import open_source
+from quantscope.weights import Weights
+from tests.e2e.commands import Capture, ran, refused
+
+DEMO = bundled(MODEL)
+TEXT = DEMO.with_name("demo.txt")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+def test_a_corrected_file_of_the_same_size_is_nearer_in_llama_cpp(capsys: Capture) -> None:
+    ids = (1, 620, 315, 261, 1311, 284, 3965, 4030, 976, 13, 500, 77, 261, 390, 1204, 31)
+    correct = ("--correct", "rounding", "--text", TEXT, "--ctx", "128", "--chunks", "16")
+    out, _ = ran(capsys, "quantize", DEMO, "corrected.gguf", "--type", "Q4_0", *correct, "--json")
+    found = json.loads(out)
+    rows = found["corrections"]
+    assert sum(row["kept"] for row in rows) > len(rows) / 2
+    assert found["recipe"]["correct"] == "rounding"
+    ran(capsys, "imatrix", DEMO, "--text", TEXT, "--ctx", "128", "--chunks", "12", "-o", "imatrix.gguf")
+    ran(capsys, "quantize", DEMO, "plain.gguf", "--type", "Q4_0", "--imatrix", "imatrix.gguf", "--json")
+    logits = {}
+    for name in ("corrected", "plain"):
+        with LlamaSession(Path(f"{name}.gguf"), n_ctx=32, kv="F16") as llama:
+            logits[name] = torch.from_numpy(llama.decode(ids))
+    original = forward(torch.tensor([ids]), Weights(open_source(DEMO)))[0]
+    kl = {name: float(kl_nats(original, x).mean()) for name, x in logits.items()}
+    assert kl["corrected"] < 0.9 * kl["plain"]
+    expected = forward(torch.tensor([ids]), Weights(open_source("corrected.gguf")), arithmetic=ggml_arithmetic("F16"))[0]
+    assert float(kl_nats(expected, logits["corrected"]).mean()) < 0.1 * kl["corrected"]  # what was predicted is what it gives
+    out, _ = ran(capsys, "weights", DEMO, "corrected.gguf")
+    assert "says that it was corrected" in " ".join(out.split())
+
+
+def test_refused_input(capsys: Capture, tmp_path: Path) -> None:
+    base = ("quantize", DEMO, "out.gguf", "--type", "Q4_0")
+    assert "Give both" in refused(capsys, *base, "--correct", "rounding")
+    assert "Give both" in refused(capsys, *base, "--text", TEXT)
+    assert "expected `rounding`" in refused(capsys, *base, "--correct", "magic", "--text", TEXT)
+    (tmp_path / "short.txt").write_text(TEXT.read_text("utf-8")[:3000], "utf-8")
+    said = refused(capsys, *base, "--correct", "rounding", "--text", "short.txt", "--ctx", "128")
+    assert "expected at least 1,024: 2 for each of the 512 inputs" in said
+    (tmp_path / "i.gguf").write_bytes(b"")
+    assert "Leave one out" in refused(capsys, *base, "--correct", "rounding", "--text", TEXT, "--imatrix", "i.gguf")
+    assert not Path("out.gguf").exists()
