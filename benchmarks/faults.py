@@ -34,6 +34,7 @@ from benchmarks.measure import machine
 from benchmarks.planted import Planted
 from quantscope import engines, metrics
 from quantscope.compare import EXACT_FLOOR, PREDICTED_TIMES, stats_of
+from quantscope.diagnose.causes import Named, find
 from quantscope.diagnose.convictions import expected_rounding
 from quantscope.diagnose.readings import readings, said
 from quantscope.diagnose.replay import replay
@@ -137,9 +138,7 @@ def judge(case: Case, kinds: Sequence[str]) -> list[Judged]:
     for kind in kinds:
         weak = KINDS[kind](faulty)
         row = _blank(case, kind, first, shown and visible(case, weak, KINDS[kind](right)))
-        judged.append(_searched(row, case, weak))
-        if kind == "full":
-            judged[-1] = _replayed(judged[-1], case, weak)
+        judged.append(_replayed(_diagnosed(row, case, weak), case, weak) if kind == "full" else _searched(row, case, weak))
     return judged
 
 
@@ -178,6 +177,37 @@ def _searched(row: Judged, case: Case, weak: Trace) -> Judged:
     except Exception as e:  # a search that fails has found nothing
         return row.but(error=f"{type(e).__name__}: {e}", trace=traceback.format_exc()[-1500:])
     return row.but(search_s=time.perf_counter() - began, **_findings(case, row, found))
+
+
+def _diagnosed(row: Judged, case: Case, full: Trace) -> Judged:
+    """The verdict on whole tensors: the causes of the convicted operations, then the catalogue for what is left."""
+    began = time.perf_counter()
+    try:
+        found = find(full, weights_of(case.run.file.path), n_prompt=case.run.n_prompt, ids=case.run.ids)
+    except Exception as e:
+        return row.but(error=f"{type(e).__name__}: {e}", trace=traceback.format_exc()[-1500:])
+    top1 = len(found.named) == len(case.planted) and all(any(_is(n, p) for n in found.named) for p in case.planted)
+    near = any(names(c, case.planted) for c in found.alternatives[:FIRST])
+    return row.but(
+        search_s=time.perf_counter() - began,
+        detected=found.level > 1,
+        said_first=found.taps[0] if found.taps else "",
+        first_right=bool(found.taps) and found.taps[0] == row.first,
+        named=tuple(n.instance.label for n in found.named)[:8],
+        named_causes=(" + ".join(sorted(n.instance.fault.name for n in found.named)),) if found.named else (),
+        n_named=1 + sum(len(n.twins) for n in found.named) if found.named else 0,
+        consistent=bool(found.named) and not found.unexplained,
+        explained=1.0 if found.named and not found.unexplained else 0.0,
+        top1=top1,
+        top3=top1 or near,
+    )
+
+
+def _is(n: Named, p: Planted) -> bool:
+    """Whether a fault that was named is this one, or cannot be told from it."""
+    if n.instance.fault.name == p.cause:
+        return _at_place(n.instance.place, n.instance.ops, p)
+    return p.cause in n.twins
 
 
 def _findings(case: Case, row: Judged, found: Search) -> dict[str, object]:

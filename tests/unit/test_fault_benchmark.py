@@ -12,6 +12,7 @@ from benchmarks import fault_cases, faults
 from benchmarks.fault_cases import KINDS, Case, File, Model, Run
 from benchmarks.fault_report import FIGURES, Judged, Report, markdown, rate, wrong
 from benchmarks.planted import Planted
+from quantscope.diagnose.causes import Causes, Named
 from quantscope.diagnose.faults import FAULTS, Instance
 from quantscope.diagnose.search import Candidate, Search
 from quantscope.trace import Origin, Sample, Stats, full_trace
@@ -67,14 +68,16 @@ def test_every_case_is_counted_once(files: list[File]) -> None:
 
 def test_a_wrong_verdict_lowers_the_rates(files: list[File], monkeypatch: pytest.MonkeyPatch) -> None:
     wrong_one = Candidate((Instance(next(f for f in FAULTS if f.name == "rope-stuck")),), None, 1.0, 1.0, True)
-    monkeypatch.setattr(faults, "search", lambda *args, **more: Search("values", ("embd",), 1, (wrong_one,), 1))
+    found = Search("values", ("embd",), 1, (wrong_one,), 1)
+    monkeypatch.setattr(faults, "search", lambda *args, **more: found)
+    monkeypatch.setattr(faults, "find", lambda *args, **more: Causes(5, (Named(wrong_one.faults[0], "embd"),), searched=found))
     report = run(files)
     counted = figures(report)
     assert counted["full detection"] == (3, 3)  # that something is wrong is right, of a fault
     assert counted["full first bad tap"] == counted["full cause, top 1"] == (0, 3)
     assert len(report.false_alarms) == 1  # and an alarm where there is none, on the one kind that is searched
     assert "| rope-stuck |" in markdown(report)
-    monkeypatch.setattr(faults, "search", lambda *args, **more: Search("values", (), 1, (), 0))
+    monkeypatch.setattr(faults, "find", lambda *args, **more: Causes(1))
     assert figures(run(files, "--clean", "0"))["full detection"] == (0, 3)
 
 
