@@ -47,7 +47,7 @@ Out = Annotated[
 Quick = Annotated[bool, typer.Option("--quick", help="Run the engine on the prompt only, without probes.")]
 All = Annotated[bool, typer.Option("--all", help="Show every tap.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the tables on stderr.")]
-FOUND = 1
+FOUND, NOT_COMPARABLE = 1, 2
 
 
 def diagnose(
@@ -70,7 +70,7 @@ def diagnose(
     ENGINE is run on the prompt and on probes, cheapest first. A TRACE is judged by what it holds: whole tensors, fingerprints, samples or
     statistics; `quantscope import` makes one of a log.
 
-    Exit code 0: nothing beyond the expected arithmetic; 1: something was found.
+    Exit code 0: nothing beyond the expected arithmetic; 1: something was found; 2: not comparable.
     """
     if prompt is not None and tokens is not None:
         raise UsageError("--prompt and --tokens both say what was run, expected one of them. Leave one out.")
@@ -88,7 +88,7 @@ def diagnose(
     if len(cases) > 1 and d.verdict != "engine":  # only a probe shows it
         d = judge(cases[1])
     show(d, out, every=all_taps, json=json)
-    return 0 if d.verdict == "within" else FOUND
+    return {"within": 0, "not comparable": NOT_COMPARABLE}.get(d.verdict, FOUND)
 
 
 def _run(

@@ -196,12 +196,13 @@ def _found(
     from quantscope.cli.progress import watching
     from quantscope.remedy.calibration import calibration
     from quantscope.remedy.candidates import Catalog, default_types
-    from quantscope.remedy.recipe import find, importance_of
+    from quantscope.remedy.recipe import check_possible, find, importance_of
     from quantscope.remedy.sensitivity import n_stages, predict
 
+    every = list(dict.fromkeys([*default_types(), *(wanted or [])]))
+    check_possible(model, weights, target, wanted or every)
     ids, elsewhere = calibration(model.source, weights.config, text, ctx, chunks)
     given = None if imatrix is None else _importance(imatrix, weights)
-    every = list(dict.fromkeys([*default_types(), *(wanted or [])]))
     with watching() as monitor:
         weighing = given or importance_of(weights, ids, text.name)
         some, others = ids[:RUN_CHUNKS], elsewhere[:RUN_CHUNKS]

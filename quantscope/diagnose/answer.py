@@ -14,6 +14,7 @@ from quantscope.diagnose.faults import FAULTS
 from quantscope.explain import MADE_BY
 from quantscope.wording import count, listed, percent
 
+NO_IDS = "the trace does not say its token ids, and it has no whole tensors that could be judged without."
 MOST = 6  # names that a sentence lists
 LEVELS = (
     "not comparable",
@@ -47,7 +48,7 @@ def answer(d: Diagnosis) -> str:
 
 def _stopped(d: Diagnosis) -> str:
     differing = next((r for r in d.evidence if r.conclusion == "differs"), None)
-    said = differing.text if differing else "the trace does not say its token ids, and there is nothing to replay."
+    said = differing.text if differing else f"{NO_IDS} Give what the engine ran with `--tokens 1,2,3` or `--prompt TEXT`."
     head = {"tokenizer": "The prompt: other token ids reached the engine", "file": "The file"}.get(d.verdict, "Not comparable")
     return f"{head}: {said}"
 

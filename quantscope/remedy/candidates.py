@@ -2,7 +2,8 @@
 
     bytes = header + Σ padded(tensor bytes)            predicted KL = Σ kl[tensor][type]            bpw = 8 · Σ tensor bytes / Σ weights
 
-Sizes are those of the file that llama-quantize writes: the keys by which quantscope says what a file was made from are not counted.
+Sizes are those of the file that llama-quantize writes.  Room for the keys by which quantscope says what a file was made from is left by the
+search and by the rules of thumb, so that the file that is written stays below the target.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from json import dumps
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,8 @@ LADDER = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")  # of the rules of thu
 STEPS_UP = 2
 REST = "Q8_0"  # of matrices that the forward does not read, so that nothing is known about them
 FLOATS = ("F16",)
+WIDEST = "MXFP4_MOE"  # no type or preset has a longer name
+OTHER_KEYS = 1024  # [bytes] version, source, its SHA-256, and the importance matrix's
 
 Types = Mapping[str, QuantType]  # canonical name → type
 Floats = NDArray[np.float64]
@@ -88,6 +92,11 @@ class Catalog:
     def bytes_of_bpw(self, bpw: float) -> int:
         """The size of a file with so many bits per weight."""
         return self._head + int(bpw * self.n_elements / 8 + 1e-6)
+
+    def key_bytes(self) -> int:
+        """At most what the keys take that a file made here has beside llama-quantize's: its recipe, above all."""
+        types = {t.name: WIDEST for t in self.shapes if is_quantizable(t, self.model.facts.arch)}
+        return len(dumps({"version": 1, "base": WIDEST, "types": types}, ensure_ascii=False).encode()) + OTHER_KEYS
 
     def original_bytes(self) -> int:
         """All tensors as they are."""

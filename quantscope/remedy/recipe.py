@@ -26,13 +26,15 @@ from quantscope.importance import compute_imatrix
 from quantscope.lockstep import Member
 from quantscope.logit_stats import half_width
 from quantscope.plan import make_plan
-from quantscope.qtypes import QTYPES
+from quantscope.qtypes import QTYPES, QuantType
 from quantscope.quants import Floats
-from quantscope.recipes import PRESETS, is_quantizable
+from quantscope.recipes import PRESETS, TensorShape, fallback, is_quantizable
 from quantscope.remedy.candidates import PRESET, SEARCHED, Candidate, Catalog
 from quantscope.remedy.measured_kl import measured
+from quantscope.remedy.original import Original
 from quantscope.remedy.recipe_file import Recipe
 from quantscope.remedy.search import Assignment, for_kl, for_size, smallest
+from quantscope.remedy.sensitivity import Sensitivity
 from quantscope.results import StudyOptions
 from quantscope.weights import Weights
 from quantscope.wording import count, fixed, sig, size
@@ -113,48 +115,57 @@ def find(
     texts: ids [C,T] of the calibration text and of another.  importance: of the columns, for the encoders.  step: called after each
     stage of a measurement.  Raises UsageError for a target that no allowed types reach.
     """
-    check_types(catalog)
     job = _Job(catalog, weights, texts, importance, step)
-    most = target.n_bytes if target.bpw is None else catalog.bytes_of_bpw(target.bpw)
-    if most is not None:
-        _check_size(catalog, target, most)
-        best = [job.searched(for_size(catalog.choices(), most - catalog.fixed_bytes()))]
+    if target.kl is None:
+        most, room = _room(catalog, target)
+        best = job.searched(for_size(catalog.choices(), room - catalog.fixed_bytes()))
     else:
-        assert target.kl is not None
-        best, most = job.for_kl(target.kl)
+        best = job.for_kl(target.kl)
+        most = room = best.n_bytes
     presets = [c for c in catalog.presets() if c.n_bytes <= most]
     few = sorted(presets, key=lambda c: c.predicted)[:PRESETS_MEASURED]
-    rules = list(catalog.rules(most))
-    job.measure([*best, *few, *rules], on=(0, 1))
-    everything = [job.known(c) for c in (*best, *rules, *presets)]
-    ranked = sorted(everything, key=lambda c: (c.kl[1] if c.kl else math.inf, c.predicted))
-    enough = [c for c in ranked if c.kl is not None and (target.kl is None or c.kl[1] <= target.kl)]
-    chosen = enough[0] if target.kl is None else min(enough, key=lambda c: c.n_bytes)
+    rules = list(catalog.rules(room))
+    job.measure([best, *few, *rules], on=(0, 1))
+    ranked = sorted(map(job.known, (best, *rules, *presets)), key=lambda c: (c.kl[1] if c.kl else math.inf, c.predicted))
     absent = tuple(name for name in PRESETS if name not in {c.name for c in catalog.presets()})
-    return Found(target, chosen, tuple(ranked), front(catalog), absent, (len(texts[0]), len(texts[1])), texts[0].shape[1])
+    return Found(target, decided(ranked, target), tuple(ranked), front(catalog), absent, (len(texts[0]), len(texts[1])), texts[0].shape[1])
 
 
-def _check_size(catalog: Catalog, target: Target, most: int) -> None:
-    """UsageError for a size that the original has, or that no types have; of the whole file, as the target is."""
-    stored, least = catalog.original_bytes(), catalog.fixed_bytes() + smallest(catalog.choices()).n_bytes
+def check_possible(model: Original, weights: Weights, target: Target, allowed: Sequence[QuantType]) -> None:
+    """UsageError for a size that is impossible, which shows without predictions."""
+    names = [name for name in weights.stored_names() if is_quantizable(TensorShape(name, weights.shape(name)), model.facts.arch)]
+    stored = {name: {t.name: fallback(t, weights.shape(name)[-1]).name for t in allowed} for name in names}
+    nothing = {name: dict.fromkeys(row, 0.0) for name, row in stored.items()}
+    shapes, asked = {name: weights.shape(name) for name in names}, tuple(t.name for t in allowed)
+    if target.kl is None:
+        _room(Catalog(model, Sensitivity(nothing, stored, {}, shapes, asked, 0, 0), asked), target)
+
+
+def decided(candidates: Sequence[Candidate], target: Target) -> Candidate:
+    """Of those that were measured: the lowest KL on the other text, or the smallest one that stays below the target's."""
+    known = [(c.kl[1], c) for c in candidates if c.kl is not None]
+    if target.kl is None:
+        return min(known, key=lambda pair: pair[0])[1]
+    return min((c for kl, c in known if kl <= target.kl), key=lambda c: c.n_bytes)
+
+
+def _room(catalog: Catalog, target: Target) -> tuple[int, int]:
+    """Bytes of llama-quantize's file for presets, and for what is searched, which leaves room for quantscope's keys in a given size.
+
+    UsageError for a size that the original has, or that no allowed types have.
+    """
+    most = catalog.bytes_of_bpw(target.bpw) if target.bpw is not None else target.n_bytes
+    assert most is not None
+    keys = catalog.key_bytes() if target.bpw is None else 0
+    stored, least = catalog.original_bytes(), catalog.smallest()
     if most >= stored:
         raise UsageError(f"a target of {target}: expected less than the original has, {size(stored)}. It fits as it is: use the original.")
-    if most < least:
-        c = catalog.smallest()
+    if most - keys < least.n_bytes:
         raise UsageError(
-            f"a target of {target}: expected at least {size(least)}, {fixed(c.bpw, 2)} bits per weight, what the smallest types that are "
-            f"allowed have. Give a larger target, or smaller types with --types."
+            f"a target of {target}: expected at least {size(least.n_bytes + keys)}, {fixed(least.bpw, 2)} bits per weight, what the "
+            f"smallest types that are allowed have. Give a larger target, or smaller types with --types."
         )
-
-
-def check_types(catalog: Catalog) -> None:
-    """UsageError where a matrix can be stored in none of the allowed types."""
-    for name, options in catalog.choices().items():
-        if not options:
-            raise UsageError(
-                f"--types {','.join(catalog.allowed)}: none of them can be written to {name}, expected at least one for each matrix. Add "
-                f"others, as Q8_0 or Q4_K, with --types."
-            )
+    return most, most - keys
 
 
 @dataclass
@@ -184,28 +195,29 @@ class _Job:
         """With what was measured of its types."""
         return replace(c, here=self.results.get((0, _key(c))), elsewhere=self.results.get((1, _key(c))))
 
-    def for_kl(self, most: float) -> tuple[list[Candidate], int]:
-        """The smallest assignment whose measured KL on the other text is at most this; and its size."""
-        choices, wanted, enough = self.catalog.choices(), most, list[Candidate]()
-        least = most
+    def for_kl(self, most: float) -> Candidate:
+        """The smallest assignment found whose measured KL on the other text is at most this."""
+        choices, wanted, lowest = self.catalog.choices(), most, math.inf
+        enough: list[Candidate] = []
         for _ in range(ROUNDS):
             c = self.searched(for_kl(choices, wanted))
-            self.measure([c], on=(1,))
-            found = self.known(c)
-            assert found.elsewhere is not None
-            kl = float(found.elsewhere.mean())
+            kl = self.other_kl(c)
+            lowest = min(lowest, kl)
             enough += [c] if kl <= most else []
-            least = min(least, wanted)
-            if kl <= most and (kl >= SAFETY**2 * most or c.n_bytes == self.catalog.fixed_bytes() + smallest(choices).n_bytes):
+            if SAFETY**2 * most <= kl <= most or (kl <= most and c.types == self.catalog.smallest().types):
                 break
-            wanted *= SAFETY * most / kl
+            wanted *= SAFETY * most / kl if kl else 1 / SAFETY
         if not enough:
             raise UsageError(
-                f"--max-kl {sig(most)}: the recipes found for it have at least {sig(kl)} nats when they are measured, expected at most "
+                f"--max-kl {sig(most)}: the best recipe that was found for it has {sig(lowest)} nats when it is measured, expected at most "
                 f"that. Give a larger one, or more precise types with --types."
             )
-        smallest_one = min(enough, key=lambda c: c.n_bytes)
-        return [smallest_one], smallest_one.n_bytes
+        return min(enough, key=lambda c: c.n_bytes)
+
+    def other_kl(self, c: Candidate) -> float:
+        """Measured on the other text."""
+        self.measure([c], on=(1,))
+        return float(self.results[1, _key(c)].mean())
 
 
 def _key(c: Candidate) -> tuple[tuple[str, str], ...]:

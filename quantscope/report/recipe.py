@@ -67,7 +67,9 @@ def notes(f: Found) -> list[str]:
     lines += [worst] if worst else []
     if f.absent:
         lines.append(f"Presets whose types quantscope does not write, or that equal another one here: {', '.join(f.absent)}.")
-    lines.append("Sizes are those of llama-quantize's file; what quantscope writes says beside what it was made from, which is a few kB.")
+    lines.append(
+        "Sizes are those of llama-quantize's file; quantscope's says beside what it was made from, for which the search leaves room."
+    )
     return lines
 
 

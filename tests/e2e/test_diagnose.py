@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import numpy_engine
 from benchmarks.planted import Planted
 from quantscope.compare import stats_of
 from quantscope.fingerprint import fingerprint_trace
-from quantscope.trace import Full, Stats, Trace
+from quantscope.trace import LAST, Full, Sample, Stats, Trace
 from quantscope.trace_file import save
 from tests.e2e.commands import Capture, ran, refused
 from tests.huge_channel import CASES, make_huge_channel
@@ -140,9 +141,28 @@ def test_other_ids_end_the_comparison(capsys: Capture) -> None:
 def test_another_file_ends_the_comparison(capsys: Capture) -> None:
     trace = faulty("t.safetensors")
     save(Trace(replace(trace.origin, model_sha256="0" * 64), trace.taps), Path("t.safetensors"))
-    found = document(capsys, STORIES, "--against", "t.safetensors", code=1)
+    found = document(capsys, STORIES, "--against", "t.safetensors", code=2)
     assert (found["verdict"], conclusion(found, "file")) == ("not comparable", "differs")
     assert "ran another file" in found["answer"]
+
+
+def test_first_values_of_a_trace_without_ids(capsys: Capture) -> None:
+    """What many engines print: ten values of the last token, six decimals.  Without the ids nothing can be said; with them the cause."""
+    trace = faulty("t.safetensors", "act-gelu-tanh")
+    ten = {
+        tap: (Sample(full.values[-1, :10], torch.arange(10), (1, full.values.shape[-1]), (LAST,), 6),)
+        for tap in trace.taps
+        if not tap.startswith("kq_soft_max") and (full := trace.find(tap, Full)) is not None
+    }
+    save(Trace(replace(trace.origin, tokens=None, model_sha256=None, arithmetic="unknown"), ten), Path("ten.safetensors"))
+    found = document(capsys, STORIES, "--against", "ten.safetensors", code=2)
+    assert "`--tokens 1,2,3`" in found["answer"]
+    found = document(capsys, STORIES, "--against", "ten.safetensors", "--tokens", ",".join(map(str, IDS)), code=1)
+    (named,) = found["causes"]["named"]
+    assert {named["fault"], *named["twins"]} == {"act-gelu-erf", "act-gelu-tanh"}
+    assert "float32" in found["causes"]["separating"]
+    assert "GELU" in found["answer"]
+    assert any("fingerprint" in step for step in found["next"])
 
 
 def test_a_quantization_that_changes_the_token(capsys: Capture, tmp_path: Path) -> None:
