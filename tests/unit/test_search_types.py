@@ -70,7 +70,7 @@ def test_what_is_larger_and_no_better_is_never_chosen() -> None:
 
 def test_impossible_targets_say_what_is_possible() -> None:
     choices = {"a": {"Q2_K": (1000, 0.5), "Q4_K": (2000, 0.1)}}
-    with pytest.raises(UsageError, match="expected at least 1.00 kB"):
+    with pytest.raises(UsageError, match=r"expected at least 1\.00 kB"):
         for_size(choices, 900)
     with pytest.raises(UsageError, match=r"expected at least 0\.1"):
         for_kl(choices, 0.01)
