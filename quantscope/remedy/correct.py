@@ -4,6 +4,8 @@
         W* = W·(C + λI)·(H + λI)⁻¹                                              what best gives the original's outputs from x̂
         Ŵ  = error feedback, descent, new scales, descent                       rounding.py, all under H
 
+The embedding is rounded under the curvature of the predictions at its rows (curvature.py).
+
 A correction is kept where two texts agree: the error of the matrix's outputs, Σ‖W·x − Ŵ·x̂‖², and the KL divergence of the whole model's
 predictions with the later layers as they are in the original, must both be lower than with plain rounding on the calibration text *and* on
 another.  What is not kept is reported.
@@ -28,12 +30,14 @@ from quantscope.model.taps import Tap, split_tap
 from quantscope.qtypes import QuantType
 from quantscope.quants import decode, encode
 from quantscope.quants.codes import LAYOUTS, Bytes
-from quantscope.remedy.rounding import descended, error_feedback, rescaled
+from quantscope.remedy.curvature import embedding_curvature
+from quantscope.remedy.rounding import descended, error_feedback, output_error, rescaled
 from quantscope.weights import ALL_IDS, BY_ID, LazyTensors, Weights
 
 RIDGE = 0.05  # λ of the target: of the mean of diag H
 GATE_CHUNKS = 4  # of each text, whose predictions are compared
-HEAD = "output.weight"
+CURVED_CHUNKS = 16  # of each text, for the curvature at the embedding
+HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 
 # matrices that read the same tap, in the order of the graph
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -149,8 +153,30 @@ class _Job:
         self.original, self.rounded = original, rounded
         self.rows: list[Row] = []
         self.importance: dict[str, Tensor] = {}
-        self._plain("token_embd.weight", None)
         self.texts = [_Text(ids, original, rounded) for ids in (calibration, elsewhere)]
+        plain = self._plain(EMBEDDING, None)
+        if plain is not None and self.original.top_names()["output.weight"] != EMBEDDING:  # a tied one is the head too
+            self._correct_embedding(plain, [embedding_curvature(ids[:CURVED_CHUNKS], original) for ids in (calibration, elsewhere)])
+        for text in self.texts:
+            text.start()
+
+    def _correct_embedding(self, plain: Bytes, curvature: Sequence[Tensor]) -> None:
+        """Rows rounded under the curvature of the predictions, which has the part of the inputs' products."""
+        w, qtype = self.original.get(EMBEDDING).double(), self.rounded.types[EMBEDDING]
+        before = [text.kl_of_embedding() for text in self.texts]
+        new = _improved(w, curvature[0], qtype)
+        self.rounded.bytes[EMBEDDING] = new
+        after = [text.kl_of_embedding() for text in self.texts]
+        ratios = [output_error(w, new, c, qtype) / (output_error(w, plain, c, qtype) or 1.0) for c in curvature]
+        self._keep(EMBEDDING, plain, ratios, before, after)
+
+    def _keep(self, name: str, plain: Bytes, ratios: Sequence[float], before: Sequence[float], after: Sequence[float]) -> None:
+        """Keep a correction that helped on both texts, and note what happened."""
+        kept = all(r < 1 for r in ratios) and all(a < b for a, b in zip(after, before, strict=True))
+        if not kept:
+            self.rounded.bytes[name] = plain
+        qtype = self.rounded.types[name].name
+        self.rows.append(Row(name, qtype, kept, ratios[0], ratios[1], (before[0], after[0]), (before[1], after[1])))
 
     def _plain(self, name: str, importance: Tensor | None) -> Bytes | None:
         """Round a tensor as llama-quantize does; None where it stays as it is."""
@@ -197,19 +223,20 @@ class _Job:
         self.rounded.bytes[name] = new
         after = [text.kl(i) for text in self.texts]
         ratios = [output_errors(w, new, qtype, s) / e if e else 1.0 for s, e in zip(sums, errors, strict=True)]
-        kept = all(r < 1 for r in ratios) and all(a < b for a, b in zip(after, before, strict=True))
-        if not kept:
-            self.rounded.bytes[name] = plain
-        self.rows.append(Row(name, qtype.name, kept, ratios[0], ratios[1], (before[0], after[0]), (before[1], after[1])))
+        self._keep(name, plain, ratios, before, after)
 
 
 def _corrected(w: Tensor, s: _Sums, qtype: QuantType) -> Bytes:
     """The bytes of the target W* under H."""
     ridge = RIDGE * s.own.diagonal().mean() * torch.eye(len(s.own), dtype=torch.float64)
     target = torch.linalg.solve(s.own + ridge, (w @ (s.mixed + ridge)).T).T  # H is symmetric
-    raw = error_feedback(target, s.own, qtype)
+    return _improved(target, s.own, qtype)
+
+
+def _improved(target: Tensor, gram: Tensor, qtype: QuantType) -> Bytes:
+    raw = error_feedback(target, gram, qtype)
     for improve in (descended, rescaled, descended):
-        raw = improve(target, raw, s.own, qtype)
+        raw = improve(target, raw, gram, qtype)
     return raw
 
 
@@ -224,10 +251,19 @@ class _Text:
 
     def __init__(self, ids: Tensor, original: Weights, rounded: Rounded) -> None:
         self.original, self.rounded = original, rounded
-        chunks = torch.split(ids, 1)
-        self.before = [embed(chunk, original) for chunk in chunks]  # [1,T,E] each
-        self.own = [embed(chunk, rounded) for chunk in chunks]
+        self.chunks = torch.split(ids, 1)
+        self.before = [embed(chunk, original) for chunk in self.chunks]  # [1,T,E] each
+        self.own: list[Tensor] = []
         self.targets = [self._from(0, h, original) for h in self.before[:GATE_CHUNKS]]  # the original's logits
+
+    def start(self) -> None:
+        """From the embedding as it will be."""
+        self.own = [embed(chunk, self.rounded) for chunk in self.chunks]
+
+    def kl_of_embedding(self) -> float:
+        """KL(original ‖ the rounded embedding, all else original) [nats]."""
+        made = [self._from(0, embed(chunk, self.rounded), self.original) for chunk in self.chunks[:GATE_CHUNKS]]
+        return sum(float(kl_nats(a[0], b[0]).mean()) for a, b in zip(self.targets, made, strict=True)) / len(made)
 
     def sums(self, i: int, tap: str) -> _Sums:
         """Over all inputs that a tap of layer i (n_layer: of the head) has in both models."""

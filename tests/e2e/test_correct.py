@@ -34,6 +34,7 @@ def test_a_corrected_file_of_the_same_size_is_nearer_in_llama_cpp(capsys: Captur
     found = json.loads(out)
     rows = found["corrections"]
     assert sum(row["kept"] for row in rows) > len(rows) / 2
+    assert (rows[0]["name"], rows[0]["kept"]) == ("token_embd.weight", True)
     assert found["recipe"]["correct"] == "rounding"
     ran(capsys, "imatrix", DEMO, "--text", TEXT, "--ctx", "128", "--chunks", "12", "-o", "imatrix.gguf")
     ran(capsys, "quantize", DEMO, "plain.gguf", "--type", "Q4_0", "--imatrix", "imatrix.gguf", "--json")

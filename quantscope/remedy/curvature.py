@@ -1,0 +1,43 @@
+"""How much the predictions feel a change of the embedding: the curvature of the KL divergence at the hidden state before layer 0.
+
+    KL ≈ ½ δᵀ F δ,   F = Σ g·gᵀ,   g: gradient of Σₜ log p(yₜ) at one position's embedding, yₜ drawn from the model's own p
+
+So the rows of the embedding are rounded under F as those of a matrix are under the products of its inputs.
+Source: the Fisher information of a softmax, as in ``probe``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quantscope.model.forward import embed, head, layer, tables
+from quantscope.remedy.probe import back_through
+from quantscope.weights import Weights
+
+
+def embedding_curvature(ids: Tensor, w: Weights, seed: int = 0) -> Tensor:
+    """F of a text, ids [C,T] → [E,E] float64; one forward and one backward pass, a chunk at a time."""
+    draw, config = torch.Generator().manual_seed(seed), w.config
+    total = torch.zeros(config.n_embd, config.n_embd, dtype=torch.float64)
+    for chunk in torch.split(ids, 1):
+        states = [embed(chunk, w)]
+        rope = tables(states[0], w)
+        for i in range(config.n_layer):
+            states.append(layer(states[-1], w.layer(i), i, config, rope))
+        g = _at_the_end(states.pop(), w, draw)
+        for i in reversed(range(config.n_layer)):
+            g, _ = back_through(states.pop(), g, w.layer(i), i, config, rope)
+        rows = g.flatten(0, 1).double()  # [T,E]
+        total += rows.T @ rows
+    return total
+
+
+def _at_the_end(h: Tensor, w: Weights, draw: torch.Generator) -> Tensor:
+    """The gradient of Σ log p(y) at the state before the head, [1,T,E]."""
+    with torch.enable_grad():
+        h = h.detach().requires_grad_()
+        log_p = head(h, w.top(), w.config).log_softmax(-1)[0]  # [T,V]
+        labels = torch.multinomial(log_p.detach().exp(), 1, generator=draw)
+        (g,) = torch.autograd.grad(log_p.gather(1, labels).sum(), h)
+    return g
