@@ -23,6 +23,7 @@ from quantscope.cli.import_ import import_
 from quantscope.cli.inspect import inspect
 from quantscope.cli.kld_base import kld_base
 from quantscope.cli.quantize import quantize
+from quantscope.cli.recipe import recipe
 from quantscope.cli.sensitivity import sensitivity
 from quantscope.cli.study import study
 from quantscope.cli.trace import trace
@@ -54,6 +55,7 @@ app.command(short_help="Two files tensor by tensor, beyond their types.")(weight
 app.add_typer(golden, name="golden", short_help="Expected values for an engine's own tests.")
 app.command(short_help="Which inputs of each matrix count, for llama-quantize.")(imatrix)
 app.command(short_help="What each matrix in each type would cost, predicted.")(sensitivity)
+app.command(short_help="Which type each tensor gets, for a size or a KL.")(recipe)
 app.command(short_help="A model file in other types, as llama-quantize writes it.")(quantize)
 app.command("kld-base", short_help="The file that llama-perplexity compares quantizations with.")(kld_base)
 app.command(short_help="Tensors, types, bits per weight and metadata.")(inspect)

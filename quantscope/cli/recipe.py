@@ -204,7 +204,7 @@ def _found(
     ids, elsewhere = calibration(model.source, weights.config, text, ctx, chunks)
     given = None if imatrix is None else _importance(imatrix, weights)
     with watching() as monitor:
-        weighing = given or importance_of(weights, ids, text.name)
+        weighing = given or importance_of(weights, ids, text.name, _Steps(monitor))
         some, others = ids[:RUN_CHUNKS], elsewhere[:RUN_CHUNKS]
         monitor.begin("predicting", n_stages(weights.config.n_layer), some.numel())
         predicted = predict(weights, some, every, importance=weighing.of, step=lambda done, what: monitor.step("predicting", done, what))

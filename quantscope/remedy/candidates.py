@@ -25,9 +25,10 @@ from quantscope.remedy.original import Original
 from quantscope.remedy.search import Choices, smallest
 from quantscope.remedy.sensitivity import Sensitivity, place, role
 from quantscope.sources.base import RawTensor
+from quantscope.weights import Weights
 
 SEARCHED, PRESET, RULE = "search", "preset", "rule of thumb"
-LADDER = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")  # of the rules of thumb
+LADDER = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")  # of the rules of thumb; where hardly any is allowed: those that are
 STEPS_UP = 2
 REST = "Q8_0"  # of matrices that the forward does not read, so that nothing is known about them
 FLOATS = ("F16",)
@@ -62,6 +63,14 @@ def default_types() -> list[QuantType]:
     """The types of llama-quantize's presets that can be written here, and F16."""
     names = dict.fromkeys([*(p.qtype.name for p in PRESETS.values() if p.qtype.is_quantized), *FLOATS])
     return [QTYPES[name] for name in names if can_encode(QTYPES[name])]
+
+
+def unscored(model: Original, weights: Weights, types: Sequence[QuantType]) -> Sensitivity:
+    """The matrices and types of a sensitivity, every KL 0: sizes need no more."""
+    shapes = {n: weights.shape(n) for n in weights.stored_names() if is_quantizable(TensorShape(n, weights.shape(n)), model.facts.arch)}
+    stored = {name: {t.name: fallback(t, shape[-1]).name for t in types} for name, shape in shapes.items()}
+    nothing = {name: dict.fromkeys(row, 0.0) for name, row in stored.items()}
+    return Sensitivity(nothing, stored, {}, shapes, tuple(t.name for t in types), 0, 0)
 
 
 class Catalog:
@@ -140,6 +149,10 @@ class Catalog:
                 out.append(self.candidate(name, PRESET, types))
         return sorted(out, key=lambda c: c.n_bytes)
 
+    def allows(self, c: Candidate) -> bool:
+        """Whether all its matrices have allowed types, or those that take their place where blocks do not fill the rows."""
+        return all(c.types[name].name in options for name, options in self.choices().items())
+
     def rules(self, most: int) -> Iterator[Candidate]:
         """The rules of thumb, each as large as fits into ``most`` bytes; those that fit nowhere are missing."""
         last = str(self.model.facts.n_layer - 1)
@@ -149,6 +162,8 @@ class Catalog:
             ("attn_v and ffn_down high", lambda name: role(name) in ("attn_v", "ffn_down")),
         )
         steps = [t for t in LADDER if t in self.allowed]
+        if len(steps) < 2:
+            steps = sorted((t for t in self.allowed if QTYPES[t].is_quantized), key=lambda t: QTYPES[t].bpw)
         for title, high in raised:
             sizes = [self._uniform(title, i, steps, high) for i in range(len(steps))]
             fitting = [c for c in sizes if c.n_bytes <= most]

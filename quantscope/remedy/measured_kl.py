@@ -24,7 +24,7 @@ from quantscope.remedy.small_kl import small_kl
 from quantscope.results import StudyOptions
 from quantscope.weights import Weights
 
-LOGIT_VALUES = 1 << 25  # logits of all members that are held at a time
+LOGIT_VALUES = 1 << 27  # logits of all members that are held at a time
 
 Importance = Callable[[str], Floats | None]
 Types = Mapping[str, QuantType]

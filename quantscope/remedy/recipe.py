@@ -28,21 +28,21 @@ from quantscope.logit_stats import half_width
 from quantscope.plan import make_plan
 from quantscope.qtypes import QTYPES, QuantType
 from quantscope.quants import Floats
-from quantscope.recipes import PRESETS, TensorShape, fallback, is_quantizable
-from quantscope.remedy.candidates import PRESET, SEARCHED, Candidate, Catalog
+from quantscope.recipes import PRESETS, is_quantizable
+from quantscope.remedy.candidates import PRESET, SEARCHED, Candidate, Catalog, unscored
 from quantscope.remedy.measured_kl import measured
 from quantscope.remedy.original import Original
 from quantscope.remedy.recipe_file import Recipe
 from quantscope.remedy.search import Assignment, for_kl, for_size, smallest
-from quantscope.remedy.sensitivity import Sensitivity
 from quantscope.results import StudyOptions
 from quantscope.weights import Weights
 from quantscope.wording import count, fixed, sig, size
 
 PRESETS_MEASURED = 2
 POINTS = 12  # of the assignment, on the Pareto front
-ROUNDS = 4  # of scaling predictions to what was measured, for a KL divergence
-SAFETY = 0.97  # of the KL divergence that is searched for again
+ROUNDS = 6  # of scaling predictions to what was measured, for a KL divergence
+SAFETY = 0.98  # of the KL divergence that is searched for again
+NEAR = 0.95  # of the KL divergence that was asked for: close enough
 BEST = "lowest predicted KL"
 
 Importance = Callable[[str], Floats | None]
@@ -77,13 +77,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Found:
-    """candidates: best measured first, then those that were not measured.  front: by size.  absent: presets not written here."""
+    """candidates: best measured first, then those that were not measured.  front: by size.
+
+    absent: presets that are not written here, or are the same as another one; barred: those that fit but have types that are not allowed.
+    """
 
     target: Target
     chosen: Candidate
     candidates: tuple[Candidate, ...]
     front: tuple[Point, ...]
     absent: tuple[str, ...] = ()
+    barred: tuple[str, ...] = ()
     n_chunks: tuple[int, int] = (0, 0)  # measured, of the calibration text and of the other one
     n_ctx: int = 0
 
@@ -93,13 +97,15 @@ class Found:
         return next((c for c in self.candidates if c.kind == PRESET and c.kl is not None), None)
 
 
-def importance_of(weights: Weights, ids: Tensor, text: str) -> Imatrix:
+def importance_of(weights: Weights, ids: Tensor, text: str, step: Step = lambda what, done, of: None) -> Imatrix:
     """The importance matrix of the layers' matrices on ids [C,T], as llama-imatrix makes it.  text: its name, for the metadata."""
     stored = {name: weights.stored(name).qtype for name in weights.stored_names()}
     shapes = {name: weights.shape(name) for name in stored}
     n_chunks, n_ctx = ids.shape
     plan = make_plan(weights.config, shapes, stored, [stored], n_chunks=n_chunks, n_ctx=n_ctx, n_scored=0, memory=StudyOptions.memory_bytes)
-    return compute_imatrix(Member("original", weights), ids, plan, datasets=(text,))
+    n_steps = plan.n_batches * (weights.config.n_layer + 2)
+    show = partial(step, "importance")
+    return compute_imatrix(Member("original", weights), ids, plan, datasets=(text,), step=lambda n: show(n, n_steps))
 
 
 def find(
@@ -122,23 +128,28 @@ def find(
     else:
         best = job.for_kl(target.kl)
         most = room = best.n_bytes
-    presets = [c for c in catalog.presets() if c.n_bytes <= most]
+    every = catalog.presets()
+    presets = [c for c in every if c.n_bytes <= most and catalog.allows(c)]
     few = sorted(presets, key=lambda c: c.predicted)[:PRESETS_MEASURED]
     rules = list(catalog.rules(room))
     job.measure([best, *few, *rules], on=(0, 1))
     ranked = sorted(map(job.known, (best, *rules, *presets)), key=lambda c: (c.kl[1] if c.kl else math.inf, c.predicted))
-    absent = tuple(name for name in PRESETS if name not in {c.name for c in catalog.presets()})
-    return Found(target, decided(ranked, target), tuple(ranked), front(catalog), absent, (len(texts[0]), len(texts[1])), texts[0].shape[1])
+    return Found(
+        target,
+        decided(ranked, target),
+        tuple(ranked),
+        front(catalog),
+        absent=tuple(name for name in PRESETS if name not in {c.name for c in every}),
+        barred=tuple(c.name for c in every if c.n_bytes <= most and not catalog.allows(c)),
+        n_chunks=(len(texts[0]), len(texts[1])),
+        n_ctx=texts[0].shape[1],
+    )
 
 
 def check_possible(model: Original, weights: Weights, target: Target, allowed: Sequence[QuantType]) -> None:
     """UsageError for a size that is impossible, which shows without predictions."""
-    names = [name for name in weights.stored_names() if is_quantizable(TensorShape(name, weights.shape(name)), model.facts.arch)]
-    stored = {name: {t.name: fallback(t, weights.shape(name)[-1]).name for t in allowed} for name in names}
-    nothing = {name: dict.fromkeys(row, 0.0) for name, row in stored.items()}
-    shapes, asked = {name: weights.shape(name) for name in names}, tuple(t.name for t in allowed)
     if target.kl is None:
-        _room(Catalog(model, Sensitivity(nothing, stored, {}, shapes, asked, 0, 0), asked), target)
+        _room(Catalog(model, unscored(model, weights, allowed), [t.name for t in allowed]), target)
 
 
 def decided(candidates: Sequence[Candidate], target: Target) -> Candidate:
@@ -199,14 +210,19 @@ class _Job:
         """The smallest assignment found whose measured KL on the other text is at most this."""
         choices, wanted, lowest = self.catalog.choices(), most, math.inf
         enough: list[Candidate] = []
-        for _ in range(ROUNDS):
-            c = self.searched(for_kl(choices, wanted))
+        for k in range(1, ROUNDS + 1):
+            try:
+                c = self.searched(for_kl(choices, wanted))
+            except UsageError:
+                if k == 1:
+                    raise
+                break  # the scaled predictions ask for more than there is; what was measured counts
             kl = self.other_kl(c)
             lowest = min(lowest, kl)
             enough += [c] if kl <= most else []
-            if SAFETY**2 * most <= kl <= most or (kl <= most and c.types == self.catalog.smallest().types):
+            if NEAR * most <= kl <= most or kl == 0 or (kl <= most and c.types == self.catalog.smallest().types):
                 break
-            wanted *= SAFETY * most / kl if kl else 1 / SAFETY
+            wanted *= SAFETY**k * most / kl  # further away each time, as assignments go by steps
         if not enough:
             raise UsageError(
                 f"--max-kl {sig(most)}: the best recipe that was found for it has {sig(lowest)} nats when it is measured, expected at most "

@@ -25,7 +25,8 @@ def answer(f: Found) -> str:
     said = f"{head} is the best recipe found for {f.target}: {size_}, a KL divergence of {sig(kl)} nats on text that nothing was fitted to"
     preset = f.best_preset
     if preset is None:
-        return f"{said}. No preset of llama-quantize that quantscope writes is so small."
+        why = "has these types only" if f.barred else "is so small"
+        return f"{said}. No preset of llama-quantize that quantscope writes {why}."
     if preset is c:
         return f"{said}; no mix that was tried is better there."
     r, half = ratio(c, preset)
@@ -65,6 +66,8 @@ def notes(f: Found) -> list[str]:
         lines.append(f"{count(elsewhere, 'chunk')} that judge: the order of close candidates is uncertain. Give a longer text.")
     worst = _rules_said(f)
     lines += [worst] if worst else []
+    if f.barred:
+        lines.append(f"Presets that fit, but have types that --types does not allow: {', '.join(f.barred)}.")
     if f.absent:
         lines.append(f"Presets whose types quantscope does not write, or that equal another one here: {', '.join(f.absent)}.")
     lines.append(
