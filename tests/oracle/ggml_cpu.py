@@ -14,12 +14,15 @@ from functools import cache
 from pathlib import Path
 
 import llama_cpp
+import llvmlite.binding as llvm
 import numpy as np
 from numpy.typing import NDArray
 
 from quantscope.engines.ggml_tensor import GgmlTensor
 from quantscope.qtypes import QuantType
 
+CPU = llvm.get_host_cpu_features()
+SAME_ORDER = bool(CPU.get("avx2") and CPU.get("fma") and not CPU.get("avx512f"))  # the code that we follow (decision 0008)
 F32 = 0  # enum ggml_type
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

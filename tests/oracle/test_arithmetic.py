@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import llama_cpp
-import llvmlite.binding as llvm
 import numpy as np
 import pytest
 import torch
@@ -27,13 +26,11 @@ from quantscope.weights import Weights
 from tests.hf_models import make_hf
 from tests.models import make_gguf
 from tests.oracle import ggml
-from tests.oracle.ggml_cpu import mul_mat
+from tests.oracle.ggml_cpu import SAME_ORDER, mul_mat
 from tests.oracle.llama_quant import quantized_types
 
 DEMO = Path(__file__).resolve().parents[2] / "quantscope" / "data" / "demo-f16.gguf"
 MAX_NMSE = 1e-9  # the order of summation and nothing else
-CPU = llvm.get_host_cpu_features()
-SAME_ORDER = bool(CPU.get("avx2") and CPU.get("fma") and not CPU.get("avx512f"))  # ggml's code for this CPU is what we follow
 OTHER_ORDER = ("NVFP4", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0")  # types whose sums ggml orders in a way of their own
 SHAPES = ((1, 16), (2, 40), (3, 24), (9, 40), (33, 33), (34, 48))  # rows of activations, of weights
 ROUND: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"F32": lambda x: x, "F16": torch.Tensor.half, "BF16": torch.Tensor.bfloat16}

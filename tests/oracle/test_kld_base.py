@@ -19,11 +19,12 @@ from quantscope.kld_base import KldBase, encode_rows, prepare_base, read_base, w
 from quantscope.results import StudyOptions
 from quantscope.study import run_study
 from tests.models import STORIES
+from tests.oracle.ggml_cpu import SAME_ORDER
 
 ROOT = Path(__file__).resolve().parents[2]
 THEIRS, TEXT = ROOT / "tests" / "data" / "stories260K-c64.kld", ROOT / "quantscope" / "data" / "demo.txt"
 N_CTX, N_CHUNKS, N_VOCAB, BOS = 64, 4, 512, 1
-MOVED = 1e-3  # share of the codes that another order of summation may move
+MOVED = 1e-3 if SAME_ORDER else 1e-2  # share of the codes that another order of summation may move; the file is an AVX2 machine's
 OPTIONS = StudyOptions((str(STORIES),), text=TEXT, n_ctx=N_CTX, n_chunks=N_CHUNKS)
 
 

@@ -33,13 +33,14 @@ from quantscope.logit_sums import LogitSums
 from quantscope.results import LogitStats, StudyOptions
 from quantscope.sources.gguf import open_gguf
 from quantscope.study import run_study
+from tests.oracle.ggml_cpu import SAME_ORDER
 from tests.oracle.llama_quant import quantized_types
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL, TEXT = ROOT / "tests" / "data" / "stories260K-f32.gguf", ROOT / "quantscope" / "data" / "demo.txt"
 N_CTX, N_CHUNKS = 256, 8
 LOWEST, STEPS = 16, 65_535  # of the file with the base's log-probabilities
-REL = 1e-3  # on another machine an activation that lies between two Q8_0 codes may get the other one
+REL = 1e-3 if SAME_ORDER else 2e-2  # on another machine an activation that lies between two Q8_0 codes may get the other one
 
 BASE_PPL = (43.0315, 31.5932, 26.9126, 29.1451, 33.3767, 31.2036, 31.7536, 31.2668)  # of the first 1, 2, ... chunks
 PRINTED = """
@@ -217,7 +218,7 @@ def test_their_file_is_close_to_the_exact_divergence(run: Run) -> None:
     assert stats.top1_agree == stored.stats.top1_agree
     assert stats.ln_ppl_ratio is not None
     assert stats.ln_ppl_ratio == pytest.approx(math.log(stats.ppl / BASE_PPL[-1]), abs=1e-5)
-    assert stored.stats.ln_ppl_ratio == pytest.approx(0.08506, abs=1e-4)  # 4 % more: tokens that the base finds impossible
+    assert stored.stats.ln_ppl_ratio == pytest.approx(0.08506, rel=REL, abs=1e-4)  # 4 % more: tokens that the base finds impossible
 
 
 def test_definitions_in_plain_numpy(run: Run) -> None:

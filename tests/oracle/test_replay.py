@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding as llvm
 import pytest
 import transformers.models.llama.modeling_llama as modeling
 from torch import Tensor
@@ -20,14 +19,11 @@ from quantscope.trace import Trace
 from quantscope.weights import Weights
 from tests.hf_models import make_hf
 from tests.models import LINEARS, make_gguf
+from tests.oracle.ggml_cpu import SAME_ORDER
 from tests.oracle.quantized_files import demo_file
 
 PROMPT = (1, 620, 315, 261, 1311, 284, 3965, 12, 77, 1024)  # "It was a dark and stormy", and some more
 IDS = (5, 17, 99, 3, 200, 31, 8, 100, 2)
-CPU = llvm.get_host_cpu_features()
-SAME_ORDER = bool(
-    CPU.get("avx2") and CPU.get("fma") and not CPU.get("avx512f")
-)  # decision 0008: ggml's code for this CPU is what we follow
 OPERATIONS = [name for name in tap_names(10) if "_normed" not in name]
 
 
