@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL, TEXT = ROOT / "tests" / "data" / "stories260K-f32.gguf", ROOT / "quantscope" / "data" / "demo.txt"
 N_CTX, N_CHUNKS = 256, 8
 LOWEST, STEPS = 16, 65_535  # of the file with the base's log-probabilities
-REL = 1e-3 if SAME_ORDER else 2e-2  # on another machine an activation that lies between two Q8_0 codes may get the other one
+REL = 1e-3 if SAME_ORDER else 1e-2  # on another machine an activation that lies between two Q8_0 codes may get the other one
 
 BASE_PPL = (43.0315, 31.5932, 26.9126, 29.1451, 33.3767, 31.2036, 31.7536, 31.2668)  # of the first 1, 2, ... chunks
 PRINTED = """
@@ -183,6 +183,9 @@ def printed() -> dict[str, list[tuple[float, float]]]:
     return found
 
 
+@pytest.mark.skipif(
+    not SAME_ORDER, reason="recorded with AVX2: on this CPU llama.cpp's Q4_0 logits are others, so not every digit is compared"
+)
 def test_every_digit_that_llama_perplexity_printed(run: Run) -> None:
     theirs, stored, n_compared = printed(), Stored(run), 0
     for name, numbers in theirs.items():
