@@ -7,7 +7,7 @@ JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format benchmark benchmark-study benchmark-scaling benchmark-cuda benchmark-faults benchmark-sensitivity clean
+.PHONY: help demo test test-long test-slow check format benchmark benchmark-study benchmark-scaling benchmark-cuda benchmark-faults benchmark-sensitivity clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -26,7 +26,10 @@ demo: $(VENV)/.base  ## the whole analysis of the bundled trained model
 	$(BIN)/quantscope demo
 
 test: $(VENV)/.dev  ## unit, oracle and end-to-end tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not long"
+
+test-long: $(VENV)/.dev  ## the tests that take half a minute each: clusters, converters, planted engines
+	$(BIN)/python -m pytest -m "long and not slow"
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

@@ -17,6 +17,8 @@ from quantscope.sources.resolve import open_source
 from quantscope.weights import Weights
 from tests.e2e.commands import Capture, ran, refused
 
+pytestmark = pytest.mark.long
+
 DEMO = bundled(MODEL)
 TEXT = DEMO.with_name("demo.txt")
 

@@ -24,6 +24,7 @@ DEMO_TEXT = Path(__file__).resolve().parents[2] / "quantscope" / "data" / "demo.
 CPUS = 4  # of each node: two tasks of two threads at a time
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

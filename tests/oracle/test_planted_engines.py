@@ -27,6 +27,8 @@ from tests.hf_models import make_hf
 from tests.models import STORIES, make_gguf
 from tests.oracle.quantized_files import demo_file
 
+pytestmark = pytest.mark.long
+
 CLEAN = 1e-9  # NMSE at every tap
 CHANGED = 1e-6
 SAME = 1e-8  # between two engines with one fault, which may amplify; the two GELUs are 4e-8 apart

@@ -22,6 +22,8 @@ from tests.hf_models import make_hf
 from tests.models import STORIES, STORIES_PROMPT
 from tests.oracle.quantized_files import demo_file
 
+pytestmark = pytest.mark.long
+
 PROMPT = (1, 1156, 327, 771, 261, 607, 469, 315, 261, 635, 1975)  # "Once upon a time there was a little girl"
 
 

@@ -24,6 +24,8 @@ from tests.oracle.llama_quant import quantized_types
 from tests.oracle.llama_vocab import LlamaVocab
 from tests.oracle.test_converter import CASES, N_VOCAB, convert, vocabulary
 
+pytestmark = pytest.mark.long
+
 __all__ = ["vocabulary"]
 OURS = ("quantscope.", "GGUF.")
 SETTINGS = {
