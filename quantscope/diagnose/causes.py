@@ -114,7 +114,9 @@ def _convicted(trace: Trace, weights: WeightProvider, replayed: Replay, n_prompt
         given = [e.instance for e in explained]
         searched = search(trace, weights, predicted=expected_rounding(trace.origin), n_prompt=n_prompt, given=given)
         more = searched.consistent
-    if more:
+    if more and len(more[0].faults) == len(explained):
+        left = []  # what could not be judged alone is what these faults make, as a map of twice as many heads
+    elif more:
         extra = more[0].faults[-1]
         twins = tuple(dict.fromkeys(c.faults[-1].fault.name for c in more[1:] if c.faults[-1].fault.name != extra.fault.name))
         named, left = (*named, Named(extra, ", ".join(left), twins)), []

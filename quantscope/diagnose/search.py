@@ -96,8 +96,8 @@ def search(
     """The catalogue against one trace.
 
     predicted: the arithmetic the engine may have; None: float32.  n_prompt: tokens of the first batch of a decoding.  ids: where the trace
-    does not say them.  given: faults that are known to be there, to which one is added.  pairs: look for two faults at once where no single
-    one is consistent.
+    does not say them.  given: faults that are known to be there; they are tried alone, and with one more.  pairs: look for two faults at
+    once where no single one is consistent.
     """
     tokens = trace.origin.tokens or ids or ()
     base = Setup(Held(weights), torch.tensor([list(tokens)], dtype=torch.int64), n_prompt=n_prompt)
@@ -110,7 +110,8 @@ def search(
     if not differing:
         shown, hidden_ones = bench.visible()
         return Search(kind, (), len(read), (), len(bench.known), shown, hidden_ones)
-    singles = bench.tried([(*given, instance) for instance in bench.known if instance not in given])
+    alone = [tuple(given)] if given else []
+    singles = bench.tried([*alone, *((*given, instance) for instance in bench.known if instance not in given)])
     found = singles
     if pairs and not given and not any(c.consistent for c in singles):
         found = singles + bench.pairs(singles)

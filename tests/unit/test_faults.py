@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from quantscope.diagnose.causes import find
 from quantscope.diagnose.decodings import DECODINGS
 from quantscope.diagnose.faults import FAULTS, MATRICES, PROBES, Instance, instances, probe
 from quantscope.diagnose.local import causes, contradicted, cover
@@ -181,3 +183,15 @@ def test_two_wrong_rotations_are_one_after_the_other(tmp_path: Path) -> None:
     torch.testing.assert_close(turned("rope-offset (1)", "rope-offset (-1)"), turned())
     torch.testing.assert_close(turned("rope-offset-q (1 q)", "rope-missing-k"), turned("rope-offset (1)"))
     torch.testing.assert_close(turned("rope-missing", "rope-reversed"), turned("rope-missing"))
+
+
+def test_taps_of_another_shape_are_explained_by_the_fault_that_makes_them(tmp_path: Path) -> None:
+    """Twice as many heads: their maps cannot be judged one by one, and nothing is added to explain them."""
+    setup = setup_of(tmp_path, arch="qwen2")
+    instance = next(i for i in instances(setup) if i.fault.name == "head-dim-half")
+    faulty = instance.apply(setup)
+    assert faulty is not None
+    assert isinstance(setup.weights, Weights)
+    trace = trace_of(setup, faulty)
+    found = find(Trace(replace(trace.origin, arithmetic="exact float32"), trace.taps), setup.weights)
+    assert ([n.instance.fault.name for n in found.named], found.unexplained, found.level) == (["head-dim-half"], (), 5)
