@@ -15,7 +15,7 @@ from quantscope.diagnose.diagnosis import expected_trace
 from quantscope.diagnose.evidence import Evidence, Record
 from quantscope.diagnose.probes import ProbeResult, run_probes
 from quantscope.diagnose.token_ids import ids_verdict
-from quantscope.engines import Request
+from quantscope.engines import IN_STEPS, Request
 from quantscope.engines.reference import trace as exact_trace
 from quantscope.errors import EngineError, VocabularyError
 from quantscope.sources.base import Source
@@ -96,13 +96,16 @@ def from_trace(
 ) -> Evidence:
     """Judge whether a trace can be compared with this model at all.
 
-    prompt, ids: what the engine was meant to run, where the user says it.  n_prompt: tokens of its first batch.
+    prompt, ids: what the engine was meant to run, where the user says it.  n_prompt: tokens of its first batch; one where the trace says
+    that it was decoded token by token.
     """
     with closing(open_source(model)) as source:
         file = _file_record(source, model, trace)
         about_ids = _ids_record(source, model, trace, prompt, ids)
     given = None if trace.origin.tokens is not None or about_ids is None else _ids_of(model, prompt, ids)
     records = tuple(r for r in (file, about_ids) if r is not None)
+    if n_prompt is None and IN_STEPS in trace.origin.notes:
+        n_prompt = 1
     stop = "not comparable" if file.conclusion == "differs" else None
     if stop is None and about_ids is not None and about_ids.conclusion == "differs":
         stop = "tokenizer"

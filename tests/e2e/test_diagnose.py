@@ -193,3 +193,13 @@ def test_refused_input(capsys: Capture) -> None:
     assert "--prompt and --tokens" in both
     assert "--first-batch" in refused(capsys, "diagnose", STORIES, "--against", "llama.cpp", "--first-batch", "2")
     assert "--kv" in refused(capsys, "diagnose", STORIES, "--against", "llama.cpp", "--kv", "Q3")
+
+
+def test_a_cache_fault_shows_in_steps(capsys: Capture) -> None:
+    """Prompt of four tokens, then one at a time: the newest cell is not seen."""
+    trace = numpy_engine.run(STORIES, IDS, [p for p in numpy_engine.plantable(STORIES) if p.cause == "cache-off-by-one"][:1], n_prompt=4)
+    save(trace, Path("t.safetensors"))
+    found = document(capsys, STORIES, "--against", "t.safetensors", "--first-batch", "4", code=1)
+    assert [n["fault"] for n in found["causes"]["named"]] == ["cache-off-by-one"]
+    ran(capsys, "trace", STORIES, "--steps", "--tokens", "1,403,407", "-o", "steps.safetensors")
+    assert document(capsys, STORIES, "--against", "steps.safetensors", code=0)["verdict"] == "within"
