@@ -10,7 +10,6 @@ can show that two signals differ, never that they agree.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -134,7 +133,7 @@ def _floors(ref: Trace, test: Trace, predicted: Trace | None, floor: float | Non
     """The floor of each tap, and where it comes from."""
     if floor is not None:
         return lambda tap: floor, f"an NMSE of {floor:g} at every tap, as asked for"
-    known = _predictions(ref, test, predicted)
+    known = predictions(ref, test, predicted)
     if not known and _both_exact(ref, test):
         return lambda tap: EXACT_FLOOR, f"an NMSE of {EXACT_FLOOR:g}, the order of float32 sums"
     if not known:
@@ -182,7 +181,7 @@ def _both_exact(ref: Trace, test: Trace) -> bool:
     return all(t.origin.arithmetic.startswith("exact") for t in (ref, test))
 
 
-def _predictions(ref: Trace, test: Trace, predicted: Trace | None) -> Mapping[str, float]:
+def predictions(ref: Trace, test: Trace, predicted: Trace | None) -> Mapping[str, float]:
     """Tap → NMSE of the emulated arithmetic: of a trace of it, else what the reference's own trace says of ggml's.
 
     Nothing for an exact engine, nor for one in bfloat16, which rounds what ggml does not.
@@ -190,7 +189,7 @@ def _predictions(ref: Trace, test: Trace, predicted: Trace | None) -> Mapping[st
     if predicted is None:
         return {} if _both_exact(ref, test) or _in_bf16(test) else ref.origin.predicted or {}
     check_same_run(ref.origin, predicted.origin)
-    return {name: error for name in ref.taps if (error := _error(ref, predicted, name)) is not None and not math.isnan(error)}
+    return {name: error for name in ref.taps if (error := tap_error(ref, predicted, name)) is not None and not math.isnan(error)}
 
 
 # ---- one tap -------------------------------------------------------------------------------------------------------------------------
@@ -465,41 +464,7 @@ def _limits_of_origin(ref: Trace, test: Trace) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-# ---- three-way split -----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SplitRow:
-    """NMSE at one tap: what the quantization does, what the engine adds to it, and what its arithmetic was expected to add."""
-
-    tap: str
-    quantization: float | None  # original, exact → quantized file, exact
-    engine: float  # quantized file, exact → engine on that file
-    predicted: float | None  # quantized file, exact → emulated arithmetic
-
-
-def three_way(exact: Trace, engine: Trace, *, original: Trace | None = None, predicted: Trace | None = None) -> tuple[SplitRow, ...]:
-    """The split of the error at every layer output and at the logits, from whole tensors.
-
-    Raises TraceMismatchError for other tokens, TraceContentError when no layer output is there in both.
-    """
-    check_same_run(exact.origin, engine.origin)
-    expected = _predictions(exact, engine, predicted)
-    rows = []
-    for tap in sorted((t for t in exact.taps if re.fullmatch(r"l_out-\d+|result_output", t)), key=graph_order):
-        own = _error(exact, engine, tap)
-        if own is not None:
-            before = None if original is None else _error(original, exact, tap)
-            rows.append(SplitRow(tap, before, own, expected.get(tap)))
-    if not rows:
-        raise TraceContentError(
-            f"no layer output to split the error at: expected l_out-i or result_output with values or fingerprints in {exact.title} and "
-            f"{engine.title}. Trace both without --taps."
-        )
-    return tuple(rows)
-
-
-def _error(ref: Trace, test: Trace, tap: str) -> float | None:
+def tap_error(ref: Trace, test: Trace, tap: str) -> float | None:
     """The largest error of a tap's whole tensors or fingerprints; None where the traces have none in common."""
     rows = _rows(ref, test, tap, lambda piece: 0) if tap in ref.taps and tap in test.taps else []
     return max((row.nmse for row in rows if row.kind in ("values", "fingerprint")), default=None)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from quantscope.compare import compare, three_way
+from quantscope.compare import compare
 from quantscope.engines import ENGINES, Request, check
 from quantscope.engines.isolated import run_isolated
 from quantscope.engines.reference import trace
@@ -19,6 +19,7 @@ from quantscope.errors import EngineError, MissingExtraError, QuantscopeError, U
 from quantscope.explain import answer, rotation
 from quantscope.monitor import Monitor
 from quantscope.results import EngineRow, EngineRun
+from quantscope.three_way import three_way
 from quantscope.trace import Trace
 from quantscope.variants import Lineup
 

@@ -13,7 +13,8 @@ from quantscope.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from quantscope.compare import Comparison, SplitRow
+    from quantscope.compare import Comparison
+    from quantscope.three_way import SplitRow
     from quantscope.trace import Trace
 
 Ref = Annotated[Path, typer.Argument(metavar="REF", help="The trace to believe: `quantscope trace MODEL`.", show_default=False)]
@@ -83,8 +84,8 @@ def compare(
 
 def _split(exact: Trace, engine: Trace, original: Trace | None, predicted: Trace | None) -> Sequence[SplitRow]:
     """The three-way split where it was asked for; --predicted alone asks for floors, and goes without where there are only samples."""
-    from quantscope.compare import three_way
     from quantscope.errors import TraceContentError
+    from quantscope.three_way import three_way
 
     if original is None and predicted is None:
         return ()

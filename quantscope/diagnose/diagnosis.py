@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantscope.compare import Comparison, Kind, SplitRow, compare, three_way
+from quantscope.compare import Comparison, Kind, compare
 from quantscope.diagnose.activation_rounding import ActivationRounding, activation_rounding
 from quantscope.diagnose.attribution import LogitSplit, proven, sentences, split_logits
 from quantscope.diagnose.causes import Causes, find
@@ -30,6 +30,7 @@ from quantscope.explain import rotation
 from quantscope.model.ggml_arithmetic import GgmlArithmetic
 from quantscope.model.taps import split_tap
 from quantscope.sources.resolve import open_source
+from quantscope.three_way import SplitRow, three_way
 from quantscope.trace import Full, Trace, covered, rows_of
 from quantscope.weights import Weights
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from quantscope.compare import Comparison, Row, SplitRow
+from quantscope.compare import Comparison, Row
 from quantscope.report.table import DIFFERS, Table
+from quantscope.three_way import SplitRow
 from quantscope.wording import MISSING, fixed, sci, sig
 
 AROUND = 3  # rows shown on either side of the first divergence

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from quantscope import engines
-from quantscope.compare import EXACT_FLOOR, compare, three_way
+from quantscope.compare import EXACT_FLOOR, compare
 from quantscope.engines import KVType, Request, isolated
 from quantscope.engines.isolated import run_isolated
 from quantscope.errors import EngineError, PromptError, QuantscopeError, TraceContentError, UsageError
 from quantscope.model.taps import tap_names
+from quantscope.three_way import three_way
 from quantscope.trace import Fingerprint, Full, Trace
 from tests.hf_models import make_hf
 from tests.models import STORIES, STORIES_PROMPT, make_gguf

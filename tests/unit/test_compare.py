@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantscope.compare import EXACT_FLOOR, PREDICTED_TIMES, ROUNDING_FLOOR, compare, stats_of, three_way
+from quantscope.compare import EXACT_FLOOR, PREDICTED_TIMES, ROUNDING_FLOOR, compare, stats_of
 from quantscope.errors import TraceContentError, TraceMismatchError
 from quantscope.explain import answer
 from quantscope.fingerprint import fingerprint
 from quantscope.model.taps import graph_order, tap_names
+from quantscope.three_way import three_way
 from quantscope.trace import Evidence, Full, Origin, Sample, Stats, Trace
 
 T, E = 4, 32
