@@ -1,6 +1,8 @@
 """The error of an engine split three ways: what the quantization does, what the engine adds, and what its arithmetic was expected to add.
 
     original, exact → quantization → file, exact → engine → engine on that file        predicted: file, exact → emulated arithmetic
+
+The first two share the engine, the exact one; the last two share the file.
 """
 
 from __future__ import annotations
