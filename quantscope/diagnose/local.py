@@ -59,7 +59,7 @@ def causes(trace: Trace, weights: WeightProvider, convicted: Sequence[ReplayRow]
     tokens = trace.origin.tokens or (0,)
     base = Setup(Held(weights), torch.tensor([list(tokens)], dtype=torch.int64), n_prompt=n_prompt)
     bench = Bench(trace, base.weights)
-    known = [i for i in instances(base, _limits(bench, convicted, base)) if i.place == "" or not i.fault.name.startswith("layer-")]
+    known = [i for i in instances(base, _limits(bench, convicted, base)) if i.fault.name != "layer-repeated"]
     with exact_matmul():
         return {row.tap: _of(row, bench, base, known) for row in convicted if row.inputs or row.tap == "embd"}
 
@@ -73,7 +73,12 @@ def _of(row: ReplayRow, bench: Bench, base: Setup, known: Iterable[Instance]) ->
         wrong = instance.apply(base) if stem in instance.ops or row.operation == WHOLE_LAYER else None
         if wrong is None or wrong.ids is not base.ids:
             continue
-        computed, made = bench.again(row, wrong.weights, wrong.arithmetic)
+        if wrong.times:  # a layer that is skipped hands on what it was given
+            if row.operation != WHOLE_LAYER or split_tap(row.tap) != (stem, int(instance.place)):
+                continue
+            computed, made = bench.handed_on(row)
+        else:
+            computed, made = bench.again(row, wrong.weights, wrong.arithmetic)
         left = _left(computed, made)
         explained = 1.0 if left <= row.floor else 1 - (left - row.floor) / (row.nmse - row.floor) if math.isfinite(row.nmse) else 0.0
         if explained >= NAMED and left <= max(row.floor, LEFT * row.nmse):
@@ -114,7 +119,9 @@ def contradicted(
     with exact_matmul():
         for row in replayed.those("cleared"):
             for instance in set(suspects) - wrong:
-                touched = _stem_of(row.tap) in instance.ops or row.operation == WHOLE_LAYER
+                touched = (_stem_of(row.tap) in instance.ops or row.operation == WHOLE_LAYER) and not instance.fault.name.startswith(
+                    "layer-"
+                )
                 setup = instance.apply(base) if touched else None
                 if setup is not None and _left(*bench.again(row, setup.weights, setup.arithmetic)) > max(row.floor or 0.0, SHOWS):
                     wrong.add(instance)

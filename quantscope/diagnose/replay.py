@@ -162,6 +162,11 @@ class Bench:
         operation = next(op for op, inputs in ways(row.tap, self._weights.config.n_layer, self.normed) if inputs == row.inputs)
         return self._computed(row, operation, positions, weights, m), self._recorded.rows(row.tap, positions)
 
+    def handed_on(self, row: ReplayRow) -> tuple[Tensor, Tensor]:
+        """The stream before a layer that is judged whole, and after it."""
+        positions = self._positions(row.tap, row.inputs)
+        return self._recorded.rows(row.inputs[0], positions), self._recorded.rows(row.tap, positions)
+
     def _computed(
         self,
         row: ReplayRow,

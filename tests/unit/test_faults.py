@@ -195,3 +195,18 @@ def test_taps_of_another_shape_are_explained_by_the_fault_that_makes_them(tmp_pa
     trace = trace_of(setup, faulty)
     found = find(Trace(replace(trace.origin, arithmetic="exact float32"), trace.taps), setup.weights)
     assert ([n.instance.fault.name for n in found.named], found.unexplained, found.level) == (["head-dim-half"], (), 5)
+
+
+def test_a_layer_that_was_not_run_is_named_from_the_stream(tmp_path: Path) -> None:
+    """Nothing but l_out-1 of it is there: the same as l_out-0."""
+    setup = setup_of(tmp_path, dtype="Q4_1")
+    instance = next(i for i in instances(setup) if i.label == "layer-skipped (1)")
+    faulty = instance.apply(setup)
+    assert faulty is not None
+    assert isinstance(setup.weights, Weights)
+    trace = trace_of(setup, faulty)
+    assert "attn_norm-1" not in trace.taps
+    found = find(Trace(replace(trace.origin, arithmetic="exact float32"), trace.taps), setup.weights)
+    assert found.taps == ("l_out-1",)
+    assert [n.instance.label for n in found.named] == ["layer-skipped (1)"]
+    assert found.level == 5
