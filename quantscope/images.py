@@ -9,25 +9,29 @@ layer fit in memory where their float32 tensors would not, and each (tensor, typ
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from quantscope.arch.config import ModelConfig
 from quantscope.errors import QuantscopeError
 from quantscope.qtypes import QuantType
-from quantscope.quants import decode, encode, torch_codecs
-from quantscope.weights import ALL_IDS, BY_ID, LazyTensors, Weights
+from quantscope.quants import Floats, decode, encode, torch_codecs
+from quantscope.weights import ALL_IDS, LazyTensors, OnTop, Weights, top_tensors
 
 BAND_BYTES = 64 << 20  # [bytes] float32 values that are encoded at a time
 
+Importance = Callable[[str], Floats | None]
+
 
 class Images:
-    """The tensors of one file in any type; what was encoded is kept until ``let_go``.  Safe to use from two threads."""
+    """The tensors of one file in any type; what was encoded is kept until ``let_go``.  Safe to use from two threads.
 
-    def __init__(self, weights: Weights) -> None:
-        self.weights = weights
+    importance: name → weights of the columns for the encoder, None where there are none.
+    """
+
+    def __init__(self, weights: Weights, importance: Importance = lambda name: None) -> None:
+        self.weights, self._importance = weights, importance
         self._bytes: dict[tuple[str, QuantType], Tensor] = {}  # uint8, on the weights' device
         self._lock = threading.Lock()
 
@@ -60,10 +64,11 @@ class Images:
         n_rows, *inner = self.weights.shape(name)
         per_row = torch.Size(inner).numel()
         step = max(1, BAND_BYTES // (4 * per_row))
+        columns = self._importance(name) if qtype.is_quantized else None
         if n_rows <= step:
-            return encoded(self.weights.get(name), qtype, name)
+            return encoded(self.weights.get(name), qtype, name, columns)
         bands = [slice(a, min(a + step, n_rows)) for a in range(0, n_rows, step)]
-        return torch.cat([encoded(self.weights.band(name, band), qtype, name) for band in bands])
+        return torch.cat([encoded(self.weights.band(name, band), qtype, name, columns) for band in bands])
 
     def let_go(self, wanted: Iterable[tuple[str, QuantType | None]]) -> None:
         """These are done with: forget their bytes, and let the file's pages leave memory."""
@@ -73,13 +78,13 @@ class Images:
             self.weights.let_go([name])
 
 
-def encoded(x: Tensor, qtype: QuantType, name: str) -> Tensor:
+def encoded(x: Tensor, qtype: QuantType, name: str, importance: Floats | None = None) -> Tensor:
     """encode(x): float32 [...,m] → uint8 [n], on the device of x.  Raises BlockError and NonFiniteError, naming the tensor."""
     try:
-        if x.is_cuda and qtype.name in torch_codecs.TORCH_TYPES:
+        if x.is_cuda and qtype.name in torch_codecs.TORCH_TYPES and importance is None:
             return torch_codecs.encode(x, qtype)
         values = x.cpu().numpy()
-        return torch.from_numpy(encode(values, qtype, values.shape[-1])).to(x.device)
+        return torch.from_numpy(encode(values, qtype, values.shape[-1], importance)).to(x.device)
     except QuantscopeError as e:
         raise type(e)(f"tensor {name!r}: {e}") from e
 
@@ -91,15 +96,12 @@ def decoded(raw: Tensor, qtype: QuantType) -> Tensor:
     return torch.from_numpy(decode(raw.cpu().numpy(), qtype)).to(raw.device)
 
 
-class Requantized:
+class Requantized(OnTop):
     """A WeightProvider: the tensors of ``images`` in the types of a recipe, by canonical name; tensors not named stay as they are."""
 
     def __init__(self, images: Images, types: Mapping[str, QuantType]) -> None:
+        super().__init__(images.weights)
         self.images, self.types = images, types
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.images.weights.config
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
         return self.images.rows(name, ids, self.types.get(name))
@@ -108,20 +110,7 @@ class Requantized:
         return LazyTensors(self.layer_names(i), self._get)
 
     def top(self, ids: slice = ALL_IDS) -> Mapping[str, Tensor]:
-        whole = self.top_names()
-        return LazyTensors({local: local for local in whole}, lambda n: self._get(whole[n], ids if n in BY_ID else ALL_IDS))
-
-    def rope_factors(self) -> Tensor | None:
-        return self.images.weights.rope_factors()
-
-    def layer_names(self, i: int) -> Mapping[str, str]:
-        return self.images.weights.layer_names(i)
-
-    def top_names(self) -> Mapping[str, str]:
-        return self.images.weights.top_names()
-
-    def will_need(self, names: Iterable[str]) -> None:
-        self.images.weights.will_need(names)
+        return top_tensors(self.top_names(), ids, self._get)
 
     def let_go(self, names: Iterable[str]) -> None:
         self.images.let_go((name, self.types.get(name)) for name in names)

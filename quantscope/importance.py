@@ -20,19 +20,11 @@ from quantscope.errors import NonFiniteError, UsageError
 from quantscope.imatrix import Entry, Imatrix
 from quantscope.inputs import Input, read_inputs
 from quantscope.lockstep import Member, walk
-from quantscope.plan import make_plan, slices
+from quantscope.model.taps import READ_IN_LAYER
+from quantscope.plan import slices
 from quantscope.results import PlanInfo, StudyOptions, TextInfo
-from quantscope.variants import line_up
+from quantscope.variants import line_up, lineup_plan
 from quantscope.weights import WeightProvider
-
-# Tap → the matrices that multiply it.
-INPUTS_OF_LAYER = {
-    "attn_norm": ("attn_q", "attn_k", "attn_v"),
-    "kqv_out": ("attn_output",),
-    "ffn_norm": ("ffn_gate", "ffn_up"),
-    "ffn_swiglu": ("ffn_down",),
-}
-INPUT_OF_HEAD = "result_norm"
 
 
 @dataclass(frozen=True)
@@ -59,20 +51,7 @@ def prepare_importance(options: StudyOptions, *, process_output: bool = False) -
     text = read_inputs(options, lineup.first.source, lineup.first.config).text
     if text is None:
         raise UsageError("no text given, expected one to run the model on: `quantscope imatrix MODEL --text FILE -o FILE.gguf`.")
-    w, types = lineup.first, lineup.candidates[0].types
-    n_chunks, n_ctx = text.ids.shape
-    plan = make_plan(
-        w.config,
-        {name: w.shape(name) for name in types},
-        types,
-        [types],
-        n_chunks=n_chunks,
-        n_ctx=n_ctx,
-        n_scored=0,
-        memory=options.memory_bytes,
-        bytes_per_value=8 if options.dtype == "float64" else 4,
-    )
-    return ImportanceJob(lineup.members[0], text, plan, process_output)
+    return ImportanceJob(lineup.members[0], text, lineup_plan(lineup, text.ids, 0, options), process_output)
 
 
 def compute_importance(job: ImportanceJob, step: Callable[[int], None] = lambda n: None) -> Imatrix:
@@ -131,10 +110,10 @@ def _inputs(weights: WeightProvider, process_output: bool) -> Iterator[tuple[str
     """(tap, canonical names of the matrices that multiply it)."""
     for i in range(weights.config.n_layer):
         names = weights.layer_names(i)
-        for tap, matrices in INPUTS_OF_LAYER.items():
+        for tap, matrices in READ_IN_LAYER.items():
             yield f"{tap}-{i}", tuple(names[f"{m}.weight"] for m in matrices)
     if process_output:
-        yield INPUT_OF_HEAD, (weights.top_names()["output.weight"],)
+        yield "result_norm", (weights.top_names()["output.weight"],)
 
 
 class _SquareMeter:

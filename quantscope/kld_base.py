@@ -13,14 +13,13 @@ Source: ``log_softmax`` and ``kl_divergence`` in llama.cpp's tools/perplexity/pe
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import stat
 import struct
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,12 +39,12 @@ from quantscope.errors import (
 )
 from quantscope.inputs import Input, read_inputs
 from quantscope.lockstep import Member, walk
-from quantscope.new_file import finished
-from quantscope.plan import LOGIT_BYTES, make_plan, slices
+from quantscope.new_file import written
+from quantscope.plan import LOGIT_BYTES, slices
 from quantscope.results import PlanInfo, StudyOptions
 from quantscope.sources.base import show
 from quantscope.sources.files import advise, sha256_of
-from quantscope.variants import line_up
+from quantscope.variants import line_up, lineup_plan
 from quantscope.wording import count, size
 
 MAGIC = b"_logits_"
@@ -310,21 +309,8 @@ def prepare_base(options: StudyOptions) -> BaseJob:
     text = read_inputs(options, lineup.first.source, lineup.first.config).text
     if text is None:
         raise UsageError("no text given, expected one to compute the base on: `quantscope kld-base MODEL --text FILE -o BASE`.")
-    w, types = lineup.first, lineup.candidates[0].types
-    shapes = {name: w.shape(name) for name in types}
-    n_chunks, n_ctx = text.ids.shape
-    plan = make_plan(
-        w.config,
-        shapes,
-        types,
-        [types],
-        n_chunks=n_chunks,
-        n_ctx=n_ctx,
-        n_scored=text.last - text.first,
-        memory=options.memory_bytes,
-        bytes_per_value=8 if options.dtype == "float64" else 4,
-    )
-    whole_rows = max(1, LOGIT_BYTES // (32 * w.config.n_vocab))  # float32, and what encoding makes of it
+    plan = lineup_plan(lineup, text.ids, text.last - text.first, options)
+    whole_rows = max(1, LOGIT_BYTES // (32 * lineup.first.config.n_vocab))  # float32, and what encoding makes of it
     return BaseJob(lineup.members[0], text, replace(plan, positions_per_slice=min(plan.positions_per_slice, whole_rows)))
 
 
@@ -338,7 +324,7 @@ def write_base(path: Path, job: BaseJob, step: Callable[[int], None] = lambda n:
     n_vocab = job.member.weights.config.n_vocab
     check_room(path, job.size)
     assert job.text.as_given is not None
-    with _new_base(path) as out:
+    with written(path, partial(_failed, path)) as out:
         out.write(HEADER.pack(MAGIC, n_ctx, n_vocab, n_chunk))
         out.write(job.text.as_given.numpy().astype("<i4").tobytes())
         for b in range(job.plan.n_batches):
@@ -369,15 +355,5 @@ def check_room(path: Path, n_bytes: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def _new_base(path: Path) -> Iterator[BinaryIO]:
-    """The file to write; complete or absent afterwards.  UsageError where the disk does not allow it."""
-    try:
-        with finished(path) as aside, open(aside, "wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-    except OSError as e:
-        raise UsageError(
-            f"-o {show(path)}: the base could not be written: {e.strerror or e}. Give another `-o FILE`, or fewer `--chunks`."
-        ) from e
+def _failed(path: Path, why: str) -> UsageError:
+    return UsageError(f"-o {show(path)}: the base could not be written: {why}. Give another `-o FILE`, or fewer `--chunks`.")

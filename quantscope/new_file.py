@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+from quantscope.errors import QuantscopeError
 
 
 @contextmanager
@@ -19,6 +22,18 @@ def finished(path: Path) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def written(path: Path, failed: Callable[[str], QuantscopeError]) -> Iterator[BinaryIO]:
+    """The file to write, complete or absent afterwards.  failed: makes the error of what the disk says."""
+    try:
+        with finished(path) as aside, open(aside, "wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as e:
+        raise failed(e.strerror or str(e)) from e
 
 
 def beside(path: Path) -> Path:

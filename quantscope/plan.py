@@ -12,11 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from torch import Tensor
+
 from quantscope.arch.config import ModelConfig
 from quantscope.errors import UsageError
 from quantscope.lockstep import Slices
 from quantscope.qtypes import QuantType
 from quantscope.results import PlanInfo
+from quantscope.weights import Weights
 from quantscope.wording import count, size
 
 RUNTIME = 500 << 20  # [bytes] Python, torch, compiled kernels, the threads' and the allocator's own memory, as measured
@@ -73,6 +76,13 @@ def make_plan(
     n_batches = math.ceil(n_chunks / chunks)
     chunks = math.ceil(n_chunks / n_batches)  # equal batches
     return PlanInfo(n_batches, chunks, in_slice, positions(chunks), ids, needed(chunks, in_slice), memory)
+
+
+def plan_of(weights: Weights, ids: Tensor, n_scored: int, stored: Types, types: Sequence[Types], memory: int, **sizes: int) -> PlanInfo:
+    """``make_plan`` for ids [C,T] and the tensors of a file."""
+    shapes = {name: weights.shape(name) for name in stored}
+    n_chunks, n_ctx = ids.shape
+    return make_plan(weights.config, shapes, stored, types, n_chunks=n_chunks, n_ctx=n_ctx, n_scored=n_scored, memory=memory, **sizes)
 
 
 def slices(plan: PlanInfo) -> Slices:

@@ -20,10 +20,9 @@ from quantscope.inputs import Input, Inputs, read_inputs
 from quantscope.kld_base import KldBase, check_base, read_base
 from quantscope.lockstep import Member, walk
 from quantscope.meters import BatchMeter, Record, tap_list
-from quantscope.plan import make_plan, slices
-from quantscope.qtypes import QuantType
+from quantscope.plan import slices
 from quantscope.results import PlanInfo, StudyOptions
-from quantscope.variants import Lineup, line_up
+from quantscope.variants import Lineup, line_up, lineup_plan
 
 FLOOR_TOKENS = 64  # enough to see the size of rounding, and a float64 run of a large model takes seconds
 
@@ -136,7 +135,7 @@ def _base(options: StudyOptions, path: Path) -> KldBase:
 def input_stage(given: Input, lineup: Lineup, options: StudyOptions, base: KldBase | None = None) -> Stage:
     """The stage of a prompt or a text.  Raises UsageError when the memory bound is too small for it."""
     types = [dict(c.types) for c in lineup.candidates]
-    plan = _plan(given.ids, given.last - given.first, lineup, types, options, n_stored=int(base is not None))
+    plan = lineup_plan(lineup, given.ids, given.last - given.first, options, types, n_stored=int(base is not None))
     return Stage(
         given.name,
         given.ids,
@@ -156,20 +155,9 @@ def floor_stage(given: Input, lineup: Lineup, options: StudyOptions) -> Stage:
     """The original in float64 and in float32 on the first tokens of the input: what rounding alone does to the logits."""
     original = lineup.members[0]
     ids = given.ids[:1, :FLOOR_TOKENS]
-    plan = _plan(ids, ids.shape[1], lineup, [dict(lineup.candidates[0].types)] * 2, options, bytes_per_value=8)
+    plan = lineup_plan(lineup, ids, ids.shape[1], options, [lineup.candidates[0].types] * 2, bytes_per_value=8)
     pair = replace(original, name="float64", dtype=torch.float64), replace(original, name="float32", dtype=torch.float32)
     return Stage("floor", ids, 0, ids.shape[1], False, pair, True, plan, device=options.device)
-
-
-def _plan(ids: Tensor, n_scored: int, lineup: Lineup, types: list[dict[str, QuantType]], options: StudyOptions, **sizes: int) -> PlanInfo:
-    w, stored = lineup.first, lineup.candidates[0].types
-    if options.dtype == "float64":
-        sizes["bytes_per_value"] = 8
-    shapes = {name: w.shape(name) for name in stored}
-    n_chunks, n_ctx = ids.shape
-    return make_plan(
-        w.config, shapes, stored, types, n_chunks=n_chunks, n_ctx=n_ctx, n_scored=n_scored, memory=options.memory_bytes, **sizes
-    )
 
 
 def run_batch(stage: Stage, index: int, step: Callable[[int], None] = lambda n: None) -> Record:

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from quantscope.errors import ShapeError, UsageError, VocabularyError
 from quantscope.images import Images, Requantized
 from quantscope.lockstep import Member
+from quantscope.plan import Types, plan_of
 from quantscope.qtypes import QuantType
 from quantscope.recipes import ModelFacts, TensorShape, assign_types, preset_name
-from quantscope.results import StudyOptions
+from quantscope.results import PlanInfo, StudyOptions
 from quantscope.sources.base import Source
 from quantscope.sources.resolve import open_source
 from quantscope.weights import Weights
@@ -47,6 +49,16 @@ class Lineup:
     @property
     def members(self) -> list[Member]:
         return [c.member for c in self.candidates]
+
+
+def lineup_plan(
+    lineup: Lineup, ids: Tensor, n_scored: int, options: StudyOptions, types: Sequence[Types] | None = None, **sizes: int
+) -> PlanInfo:
+    """The plan for ids [C,T] in a line-up's first file.  types: how each variant holds the tensors; None: the file alone, as it is."""
+    stored = lineup.candidates[0].types
+    if options.dtype == "float64":
+        sizes["bytes_per_value"] = 8
+    return plan_of(lineup.first, ids, n_scored, stored, [stored] if types is None else types, options.memory_bytes, **sizes)
 
 
 def line_up(options: StudyOptions) -> Lineup:
@@ -154,7 +166,7 @@ def _same_vocabulary(first: str, a: Source, path: str, b: Source) -> None:
 
 
 def _file_candidate(weights: Weights, name: str, path: str, dtype: torch.dtype) -> Candidate:
-    types = {n: weights.stored(n).qtype for n in weights.stored_names()}
+    types = weights.stored_types()
     return Candidate(Member(name, weights, dtype), types, weights.source.file_bytes, _bpw(weights, types), path, weights.source)
 
 

@@ -20,6 +20,7 @@ from quantscope.arch.names import to_gguf, to_hf
 from quantscope.arch.read import read_config
 from quantscope.arch.table import ARCHS, TensorRow
 from quantscope.errors import MissingTensorError, NonFiniteError, ShapeError, UnsupportedTypeError
+from quantscope.qtypes import QuantType
 from quantscope.quants import can_decode, decode
 from quantscope.sources.base import RawTensor, Source, missing_tensor, show
 
@@ -79,6 +80,46 @@ class WeightProvider(Protocol):
 
     def let_go(self, names: Iterable[str]) -> None:
         """These tensors are not needed for a while: what they hold of memory is given back."""
+
+
+class OnTop:
+    """A WeightProvider that changes some of what another one gives: what it does not define is the inner one's."""
+
+    def __init__(self, inner: WeightProvider) -> None:
+        self.inner = inner
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.inner.config
+
+    def rows(self, name: str, ids: Tensor) -> Tensor:
+        return self.inner.rows(name, ids)
+
+    def layer(self, i: int) -> Mapping[str, Tensor]:
+        return self.inner.layer(i)
+
+    def top(self, ids: slice = ALL_IDS) -> Mapping[str, Tensor]:
+        return self.inner.top(ids)
+
+    def rope_factors(self) -> Tensor | None:
+        return self.inner.rope_factors()
+
+    def layer_names(self, i: int) -> Mapping[str, str]:
+        return self.inner.layer_names(i)
+
+    def top_names(self) -> Mapping[str, str]:
+        return self.inner.top_names()
+
+    def will_need(self, names: Iterable[str]) -> None:
+        self.inner.will_need(names)
+
+    def let_go(self, names: Iterable[str]) -> None:
+        self.inner.let_go(names)
+
+
+def top_tensors(names: Mapping[str, str], ids: slice, read: Callable[[str, slice], Tensor]) -> LazyTensors:
+    """What ``WeightProvider.top`` gives.  names: local → canonical; read: (canonical name, rows) → tensor."""
+    return LazyTensors({local: local for local in names}, lambda local: read(names[local], ids if local in BY_ID else ALL_IDS))
 
 
 class Weights:
@@ -159,6 +200,10 @@ class Weights:
         """``names()`` without rope_freqs.weight where that is made from a config.json."""
         return tuple(name for name in self._rows if name in self._stored)
 
+    def stored_types(self) -> dict[str, QuantType]:
+        """Canonical name → type in the file, of all ``stored_names()``."""
+        return {name: self._stored[name].qtype for name in self.stored_names()}
+
     def stored(self, name: str) -> RawTensor:
         """How the file stores a tensor: its own name, type and shape.  KeyError for rope_freqs made from a config.json."""
         return self._stored[name]
@@ -225,8 +270,7 @@ class Weights:
         return LazyTensors(self.layer_names(i), self.get)
 
     def top(self, ids: slice = ALL_IDS) -> Mapping[str, Tensor]:
-        whole = self.top_names()
-        return LazyTensors({local: local for local in whole}, lambda n: self.band(whole[n], ids) if n in BY_ID else self.get(whole[n]))
+        return top_tensors(self.top_names(), ids, self.band)
 
     def rope_factors(self) -> Tensor | None:
         return self.get(ROPE_FREQS) if ROPE_FREQS in self._rows else None

@@ -1,4 +1,4 @@
-"""Numbers and names as people read them: ``10.3×``, ``0.0123``, ``−0.0000180``, ``4.6 MB``, ``"\\n"``, ``a, b and c``.
+"""Numbers and names as people read them: ``10.3×``, ``0.0123``, ``−0.0000180``, ``4.6 MB``, ``"\\n"``, ``a, b and c``, ``a, b and 3 more``.
 
 A minus is U+2212 (−), a value that is no finite number says which (``NaN``, ``∞``), and a missing one is an en dash.
 """
@@ -103,6 +103,12 @@ def listed(items: Iterable[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     *first, last = list(items) or [""]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def some(items: Iterable[str], most: int) -> str:
+    """``a, b``; of more than ``most`` the first: ``a, b and 3 more``."""
+    names = list(items)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def span(values: Sequence[float], word: str = "to") -> str:

@@ -44,9 +44,9 @@ def _ops(f: Fault) -> str:
 def _places(f: Fault) -> str:
     if f.places == ("",):
         return ""
-    if set(f.places) <= {ALL, *STEMS}:
-        return ", ".join(f.places)
-    return f"{', '.join(f.places[:MOST_PLACES])}{', …' if len(f.places) > MOST_PLACES else ''}"
+    most = len(f.places) if set(f.places) <= {ALL, *STEMS} else MOST_PLACES
+    more = () if f.more is None else (f.more.__doc__ or "",)
+    return ", ".join((*f.places[:most], *("…" for _ in f.places[most : most + 1]), *more))
 
 
 if __name__ == "__main__":

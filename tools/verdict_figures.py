@@ -22,14 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantscope.cli.demo import MODEL, TEXT, bundled
-from quantscope.diagnose.activation_rounding import BLOCKS, READ_BY
+from quantscope.diagnose.activation_rounding import BLOCKS
 from quantscope.fingerprint import estimate_nmse, fingerprint
 from quantscope.images import Images, Requantized
 from quantscope.metrics import mean, nmse, rms
 from quantscope.model import ops
 from quantscope.model.arithmetic import EXACT, Arithmetic
 from quantscope.model.forward import KVCache, forward
-from quantscope.model.taps import Recorder
+from quantscope.model.taps import READ_BY, Recorder
 from quantscope.qtypes import QTYPES
 from quantscope.quants.activations import round_activations
 from quantscope.sources.resolve import open_source

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantscope.cli.study import Chunks, Ctx, Device, DeviceOption, Memory, check_device, parse_memory
-from quantscope.errors import UsageError
+from quantscope.cli.study import Chunks, Ctx, Device, DeviceOption, Memory, check_device, text_options
 
 if TYPE_CHECKING:
     from quantscope.imatrix import Imatrix
-    from quantscope.results import StudyOptions
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face folder.", show_default=False)]
 Text = Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text that the model is run on.", show_default=False)]
@@ -43,7 +41,7 @@ def imatrix(
     from quantscope.importance import compute_importance, prepare_importance
     from quantscope.wording import count, printable, size
 
-    options = _options(model, text, ctx, chunks, memory, device)
+    options = text_options(model, text, ctx, chunks, memory, device)
     check_device(options.device)
     check_target(out, [Path(model), text])
     with watching() as monitor:
@@ -61,22 +59,6 @@ def imatrix(
         print_document(document(found, out))
     of = f"{count(len(found.entries), 'matrix', 'matrices')}, {count(found.n_chunk, 'chunk')} of {found.n_ctx:,} tokens"
     console(sys.stderr).print(f"Wrote {printable(str(out))}: {of}.", markup=False, soft_wrap=True)
-
-
-def _options(model: str, text: Path, ctx: int | None, chunks: int | None, memory: str | None, device: Device) -> StudyOptions:
-    from quantscope.results import StudyOptions
-
-    for name, value in {"--ctx": ctx, "--chunks": chunks}.items():
-        if value is not None and value < 1:
-            raise UsageError(f"{name} {value}: expected at least 1. Leave it out for the default.")
-    return StudyOptions(
-        models=(model,),
-        text=text,
-        n_ctx=ctx or StudyOptions.n_ctx,
-        n_chunks=chunks,
-        memory_bytes=StudyOptions.memory_bytes if memory is None else parse_memory(memory),
-        device=device.value,
-    )
 
 
 def document(found: Imatrix, path: Path) -> dict[str, Any]:

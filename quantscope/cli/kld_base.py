@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from quantscope.cli.study import Chunks, Ctx, Device, DeviceOption, Dtype, DtypeOption, Memory, check_device, parse_memory
-from quantscope.errors import UsageError
+from quantscope.cli.study import Chunks, Ctx, Device, DeviceOption, Dtype, DtypeOption, Memory, check_device, text_options
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face folder.", show_default=False)]
 Text = Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text that the model is run on.", show_default=False)]
@@ -32,21 +31,9 @@ def kld_base(
     """
     from quantscope.cli.console import console
     from quantscope.cli.progress import watching
-    from quantscope.results import StudyOptions
     from quantscope.wording import count, printable, size
 
-    for name, value in {"--ctx": ctx, "--chunks": chunks}.items():
-        if value is not None and value < 1:
-            raise UsageError(f"{name} {value}: expected at least 1. Leave it out for the default.")
-    options = StudyOptions(
-        models=(model,),
-        text=text,
-        n_ctx=ctx or StudyOptions.n_ctx,
-        n_chunks=chunks,
-        memory_bytes=StudyOptions.memory_bytes if memory is None else parse_memory(memory),
-        device=device.value,
-        dtype=dtype.value,
-    )
+    options = text_options(model, text, ctx, chunks, memory, device, dtype)
     from quantscope.kld_base import check_room, prepare_base, write_base
 
     check_device(options.device)

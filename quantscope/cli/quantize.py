@@ -101,12 +101,22 @@ def quantize(
 
 
 def _check_correction(correct: str | None, text: Path | None, imatrix: Path | None) -> None:
-    if correct not in (None, "rounding"):
-        raise UsageError(f"--correct {correct}: expected `rounding`, which chooses codes and scales.")
+    check_method(correct)
     if (correct is None) != (text is None):
         raise UsageError(
             f"--{'text' if correct is None else 'correct'} alone: corrections need `--correct rounding --text FILE`. Give both."
         )
+    check_one_importance(correct, imatrix)
+
+
+def check_method(correct: str | None) -> None:
+    """UsageError for a correction that does not exist."""
+    if correct not in (None, "rounding"):
+        raise UsageError(f"--correct {correct}: expected `rounding`, which chooses codes and scales.")
+
+
+def check_one_importance(correct: str | None, imatrix: Path | None) -> None:
+    """UsageError for a correction beside an importance matrix."""
     if correct and imatrix:
         raise UsageError(
             "--correct and --imatrix: a correction measures the importance on its own text, expected one of them. Leave one out."

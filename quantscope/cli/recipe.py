@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantscope.cli.quantize import quantize
+from quantscope.cli.quantize import check_method, check_one_importance, quantize
 from quantscope.cli.sensitivity import parse_types
 from quantscope.cli.study import parse_memory
 from quantscope.errors import UsageError
@@ -149,14 +149,10 @@ def parse_size(given: str) -> int:
 
 
 def _check_correction(correct: str | None, quantized: Path | None, imatrix: Path | None) -> None:
-    if correct not in (None, "rounding"):
-        raise UsageError(f"--correct {correct}: expected `rounding`, which chooses codes and scales.")
+    check_method(correct)
     if correct and quantized is None:
         raise UsageError("--correct alone: the correction is in the quantized file. Say where with `--quantized OUT.gguf`.")
-    if correct and imatrix:
-        raise UsageError(
-            "--correct and --imatrix: a correction measures the importance on its own text, expected one of them. Leave one out."
-        )
+    check_one_importance(correct, imatrix)
 
 
 def _check_places(places: Places, read: Sequence[Path]) -> None:

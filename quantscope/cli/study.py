@@ -187,6 +187,26 @@ def _ctx_of(base: Path) -> int:
     return read_base(base).n_ctx
 
 
+def text_options(
+    model: str, text: Path, ctx: int | None, chunks: int | None, memory: str | None, device: Device, dtype: Dtype = Dtype.float32
+) -> StudyOptions:
+    """The options of one model on a text; UsageError for lengths that are none."""
+    from quantscope.results import StudyOptions
+
+    for name, value in {"--ctx": ctx, "--chunks": chunks}.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{name} {value}: expected at least 1. Leave it out for the default.")
+    return StudyOptions(
+        models=(model,),
+        text=text,
+        n_ctx=ctx or StudyOptions.n_ctx,
+        n_chunks=chunks,
+        memory_bytes=StudyOptions.memory_bytes if memory is None else parse_memory(memory),
+        device=device.value,
+        dtype=dtype.value,
+    )
+
+
 def check_device(device: str) -> None:
     """UsageError for "cuda" where torch has none."""
     import torch

@@ -27,20 +27,12 @@ from quantscope.model import ops
 from quantscope.model.arithmetic import EXACT, Arithmetic
 from quantscope.model.forward import forward
 from quantscope.model.ggml_arithmetic import ROUNDED, GgmlArithmetic, StoredTensors
-from quantscope.model.taps import Recorder, graph_order, split_tap
+from quantscope.model.taps import READ_BY, READ_IN_LAYER, Recorder, graph_order, place_of
 from quantscope.qtypes import KVType, QuantType
 from quantscope.quants.activations import round_activations
 from quantscope.quants.integers import LAYOUTS
 from quantscope.weights import WeightProvider
 
-# tap without its layer → the products that read it
-READ_BY: dict[str, tuple[str, ...]] = {
-    "attn_norm": ("attn_q", "attn_k", "attn_v"),
-    "kqv_out": ("attn_output",),
-    "ffn_norm": ("ffn_gate", "ffn_up"),
-    "ffn_swiglu": ("ffn_down",),
-    "result_norm": ("output",),
-}
 TAP_OF = {product: stem for stem, products in READ_BY.items() for product in products}
 MOST_CHANNELS = 8  # named
 MOST_LEFT = 0.5  # above this share of the logits' error, others make more of it than the places named
@@ -190,7 +182,7 @@ class _Bench:
 def _smallest(bench: _Bench) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(single places that restore the token, smallest set found): one that explains the error, else one that only restores the token."""
     n_layer = bench.weights.config.n_layer
-    by_stem = {stem: [f"{stem}-{i}" for i in range(n_layer)] if stem != "result_norm" else [stem] for stem in READ_BY}
+    by_stem = {stem: [f"{stem}-{i}" for i in range(n_layer)] if stem in READ_IN_LAYER else [stem] for stem in READ_BY}
     sought = [place for stem, places in by_stem.items() if bench.restored(places) for place in places]
     if not any(bench.explained([place]) for place in sought):
         sought = [place for places in by_stem.values() for place in places]
@@ -224,7 +216,7 @@ def _channels(weights: WeightProvider, ids: Tensor, kv: KVType, places: Collecti
         forward(ids, weights, seen, arithmetic=m)
     found: list[Channel] = []
     for place in places:
-        stem, layer = split_tap(place) or (place, None)
+        stem, layer = place_of(place)
         w = m.top(weights, torch.float32) if layer is None else m.layer(weights, layer, torch.float32)
         found += channels(place, seen.taps[place][0], [(w.type_of(f"{p}.weight"), w[f"{p}.weight"]) for p in READ_BY[stem]])
     return tuple(sorted(found, key=lambda c: -c.share)[:MOST_CHANNELS])

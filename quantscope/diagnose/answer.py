@@ -5,14 +5,14 @@ Never "no bug": within expected arithmetic means that nothing was found beyond i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from quantscope.diagnose.causes import Causes, Named
 from quantscope.diagnose.diagnosis import Diagnosis
 from quantscope.diagnose.faults import FAULTS
 from quantscope.explain import MADE_BY
-from quantscope.wording import count, listed, percent
+from quantscope.model.taps import stem_of
+from quantscope.wording import count, listed, percent, some
 
 NO_IDS = "the trace does not say its token ids, and it has no whole tensors that could be judged without."
 MOST = 6  # names that a sentence lists
@@ -108,12 +108,8 @@ def _within(d: Diagnosis) -> str:
     n = 0 if d.comparison is None else sum(row.verdict == "within" for row in d.comparison.rows)
     excluded, hidden = (searched.excluded, searched.untestable) if searched else ((), ())
     out = f" {len(excluded)} of the {len(excluded) + len(hidden)} known faults would have shown and are excluded." if excluded else ""
-    untested = f" Not testable with this evidence: {_some(hidden)}." if hidden else ""
+    untested = f" Not testable with this evidence: {some(hidden, MOST)}." if hidden else ""
     return f"Nothing found beyond the expected arithmetic of {d.engine} at {count(n, 'tap')}.{out}{untested}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
 
 
 def _separating(c: Causes) -> str:
@@ -121,4 +117,4 @@ def _separating(c: Causes) -> str:
 
 
 def _made_by(tap: str) -> str:
-    return MADE_BY.get(tap.rpartition("-")[0] if tap.rpartition("-")[2].isdigit() else tap, ("an operation of its own", ()))[0]
+    return MADE_BY.get(stem_of(tap), ("an operation of its own", ()))[0]

@@ -22,6 +22,7 @@ from quantscope.diagnose.search import Candidate, Search, search
 from quantscope.errors import TraceContentError
 from quantscope.trace import Full, Trace, covered, rows_of
 from quantscope.weights import WeightProvider
+from quantscope.wording import some
 
 GAIN = 0.01  # a gain this near to 1 is that of rounding
 MANY = 100.0  # times the floor: no unmodelled rounding is that large
@@ -126,7 +127,7 @@ def _convicted(trace: Trace, weights: WeightProvider, replayed: Replay, n_prompt
 
 def _named(e: Explained) -> Named:
     twins = tuple(name for name in e.names if name != e.instance.fault.name)
-    return Named(e.instance, ", ".join(e.taps[:3]) + (f" and {len(e.taps) - 3} more" if len(e.taps) > 3 else ""), twins)
+    return Named(e.instance, some(e.taps, 3), twins)
 
 
 def _searched(searched: Search, replayed: Replay | None, differs: bool, small: bool) -> Causes:

@@ -28,7 +28,7 @@ from quantscope.engines.reference import trace as exact_trace
 from quantscope.errors import TraceContentError
 from quantscope.explain import rotation
 from quantscope.model.ggml_arithmetic import GgmlArithmetic
-from quantscope.model.taps import split_tap
+from quantscope.model.taps import place_of
 from quantscope.sources.resolve import open_source
 from quantscope.three_way import SplitRow, three_way
 from quantscope.trace import Full, Trace, covered, rows_of
@@ -70,8 +70,8 @@ def judge(e: Evidence) -> Diagnosis:
         return Diagnosis(
             e.model, engine, "engine" if causes.level > 2 else "not comparable", causes.level, e.records, ledger(facts_of(e)), causes
         )
-    ref = exact_trace(e.model, tokens)
-    expected = expected_trace(e.model, tokens, e.test)
+    ref = exact_trace(e.model, tokens, weights=weights)
+    expected = expected_trace(e.model, tokens, e.test, weights)
     comparison = compare(ref, e.test, predicted=expected)
     causes = find(e.test, weights, (ref, comparison), n_prompt=e.n_prompt, ids=tokens)
     original = None if e.original is None else exact_trace(e.original, tokens)
@@ -102,14 +102,14 @@ def judge(e: Evidence) -> Diagnosis:
     )
 
 
-def expected_trace(model: str, tokens: Sequence[int], test: Trace) -> Trace | None:
-    """The trace of the arithmetic that an engine may have by its own account; None for a float32 engine."""
+def expected_trace(model: str, tokens: Sequence[int], test: Trace, weights: Weights) -> Trace | None:
+    """The trace of the arithmetic that an engine may have by its own account; None for a float32 engine.  weights: the model's."""
     m = expected_rounding(test.origin)
     if m is None:
         return None
     if isinstance(m, GgmlArithmetic):
-        return exact_trace(model, tokens, arithmetic="ggml", kv=m.kv)
-    return exact_trace(model, tokens, arithmetic="bf16")
+        return exact_trace(model, tokens, arithmetic="ggml", kv=m.kv, weights=weights)
+    return exact_trace(model, tokens, arithmetic="bf16", weights=weights)
 
 
 def _split(ref: Trace, test: Trace, original: Trace | None, expected: Trace | None) -> tuple[SplitRow, ...]:
@@ -160,5 +160,5 @@ def _next_steps(e: Evidence, c: Comparison, weights: Weights) -> tuple[str, ...]
     """What to record next where the evidence is too weak to convict an operation."""
     kinds: set[Kind] = {row.kind for row in c.rows}
     first = c.first_divergence
-    _, layer = (first and split_tap(first.tap)) or ("", None)
+    layer = None if first is None else place_of(first.tap)[1]
     return tuple(what_to_record(e.test.origin.engine, kinds, tuple(e.test.taps), layer, weights.config, e.model))

@@ -9,7 +9,7 @@ A row says what it is called, which operations it touches, where it can be, how 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -26,6 +26,7 @@ from quantscope.model.arithmetic import Arithmetic
 from quantscope.weights import Weights
 
 Change: TypeAlias = Callable[[Setup, str], Setup | None]  # (setup, place) → with the fault; None where this model has no such place
+Places: TypeAlias = Callable[[ModelConfig, Sequence[float]], Iterable[str]]  # (config, limits: see ``instances``) → places
 
 # where a fault can be → the taps that the operation makes
 MATRICES = {
@@ -54,13 +55,14 @@ F16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Fault:
-    """One row.  says: completes "the engine ...", {} is the place."""
+    """One row.  says: completes "the engine ...", {} is the place.  more: places that the model has or the evidence suggests."""
 
     name: str
     says: str
     change: Change
     ops: tuple[str, ...] = ()  # stems of the taps whose operation is wrong; empty: those of the place
     places: tuple[str, ...] = ("",)
+    more: Places | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ _PLACES = {ALL: "every one of them"}
 def instances(setup: Setup, limits: Sequence[float] = ()) -> Iterator[Instance]:
     """The catalogue as far as it applies to this model.  limits: magnitudes at which the evidence suggests that values were clipped."""
     for fault in FAULTS:
-        for place in (*fault.places, *(f"{c:.9g}" for c in limits if fault.change is _clipped)):
+        for place in (*fault.places, *(fault.more(setup.config, limits) if fault.more else ())):
             if fault.change(setup, place) is not None:
                 yield Instance(fault, place)
 
@@ -337,10 +339,6 @@ def _layer_norm(m: Arithmetic, x: Tensor, w: Any, name: str, eps: float) -> Tens
     return m.rms_norm(x - x.mean(-1, keepdim=True), w, name, eps)
 
 
-def _weight_of_norm(change: Callable[[Tensor], Tensor]) -> Change:
-    return _reads_norms(change)
-
-
 def _shared(c: ModelConfig) -> bool:
     """Whether the order of sharing shows: 1 < K < H."""
     return 1 < c.n_head_kv < c.n_head
@@ -355,7 +353,16 @@ _EPS = tuple(
     for at in ("", *(f" in {n}" for n in NORMS))
 )
 _THETAS = ("10000", "100000", "500000", "1000000", "8000000")
-_LAYERS = tuple(str(i) for i in range(200))
+
+
+def _each_layer(config: ModelConfig, limits: Sequence[float]) -> Iterable[str]:
+    """each layer"""
+    return map(str, range(config.n_layer))
+
+
+def _each_limit(config: ModelConfig, limits: Sequence[float]) -> Iterable[str]:
+    """the largest magnitude of the stream"""
+    return (f"{c:.9g}" for c in limits)
 
 
 def _gelu(form: str) -> Change:
@@ -404,9 +411,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     # norms
     Fault("norm-eps", "adds {} to the mean square in its norms, another eps than the file's", _eps, tuple(NORMS.values()), _EPS),
-    Fault("norm-weight-missing", "does not multiply with the norm's weight ({})", _weight_of_norm(torch.ones_like), (), _ALL_NORMS),
-    Fault("norm-weight-twice", "multiplies with the norm's weight twice ({})", _weight_of_norm(torch.square), (), _ALL_NORMS),
-    Fault("norm-weight-plus-one", "multiplies with 1 + the norm's weight ({})", _weight_of_norm(lambda w: w + 1), (), _ALL_NORMS),
+    Fault("norm-weight-missing", "does not multiply with the norm's weight ({})", _reads_norms(torch.ones_like), (), _ALL_NORMS),
+    Fault("norm-weight-twice", "multiplies with the norm's weight twice ({})", _reads_norms(torch.square), (), _ALL_NORMS),
+    Fault("norm-weight-plus-one", "multiplies with 1 + the norm's weight ({})", _reads_norms(lambda w: w + 1), (), _ALL_NORMS),
     Fault("norm-layernorm", "subtracts the mean: LayerNorm for RMSNorm ({})", _norms(_layer_norm), (), _ALL_NORMS),
     Fault("q-norm-ignored", "does not norm q and k", _no_qk_norm, ("Qcur_normed", "Kcur_normed")),
     Fault("norm-missing", "leaves out the norm ({})", _norms(lambda m, x, w, name, eps: x), (), _ALL_NORMS),
@@ -451,9 +458,9 @@ FAULTS: tuple[Fault, ...] = (
     # residual stream
     Fault("residual-missing-attn", "does not add the stream to the attention's output", _without_residual("attn"), ("ffn_inp",)),
     Fault("residual-missing-ffn", "does not add the stream to the feed-forward's output", _without_residual("ffn"), ("l_out",)),
-    Fault("layer-skipped", "does not run layer {}", _times(0), ("l_out",), _LAYERS),
-    Fault("layer-repeated", "runs layer {} twice", _times(2), ("attn_norm", "ffn_inp"), _LAYERS),
-    Fault("activations-clipped", "clips the residual stream at ±{}", _clipped, ("l_out",), ("10", "100")),
+    Fault("layer-skipped", "does not run layer {}", _times(0), ("l_out",), (), _each_layer),
+    Fault("layer-repeated", "runs layer {} twice", _times(2), ("attn_norm", "ffn_inp"), (), _each_layer),
+    Fault("activations-clipped", "clips the residual stream at ±{}", _clipped, ("l_out",), ("10", "100"), _each_limit),
     # head
     Fault("head-layout", "indexes the output matrix as h·V + v instead of v·H + h", _reads_matrices(transposed), (), ("output",)),
     Fault("head-missing", "has no output matrix: the hidden state is given as logits", _head(_hidden), ("result_output",)),

@@ -22,6 +22,7 @@ from quantscope.sources.base import Source
 from quantscope.sources.resolve import open_source
 from quantscope.trace import Trace
 from quantscope.trace_file import save
+from quantscope.weights import Weights
 
 
 def from_engine(request: Request, original: str | None, *, keep: Path | None = None, probes: bool = True) -> list[Evidence]:
@@ -59,7 +60,7 @@ class _Probed:
     """What each probe of a request has shown, as a record; those that need a reference are compared with the exact run of their ids."""
 
     def __init__(self, request: Request) -> None:
-        self._model = request.model
+        self._model, self._weights = request.model, Weights(open_source(request.model))
 
     def __call__(self, r: ProbeResult) -> Record:
         command = " && ".join(r.commands)
@@ -73,8 +74,8 @@ class _Probed:
         return Record(r.probe.name, r.probe.exercises, "differs" if differs else "agrees", text, command, r.nmse, r.floor)
 
     def _compared(self, r: ProbeResult, trace: Trace, command: str) -> Record:
-        exact = exact_trace(self._model, r.tokens)
-        c = compare(exact, trace, predicted=expected_trace(self._model, r.tokens, trace))
+        exact = exact_trace(self._model, r.tokens, weights=self._weights)
+        c = compare(exact, trace, predicted=expected_trace(self._model, r.tokens, trace, self._weights))
         first = c.first_divergence
         if first is not None:
             text = f"{sum(row.verdict == 'differs' for row in c.rows)} of {len(c.rows)} taps exceed their floor, first {first.tap}."

@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from quantscope.compare import PREDICTED_TIMES
 from quantscope.diagnose.activation_rounding import ActivationRounding
 from quantscope.diagnose.attribution import KL_FLOOR, LogitSplit, within
-from quantscope.wording import count, listed, percent, sci, sig, times
+from quantscope.wording import count, listed, percent, sci, sig, some, times
 
 Status: TypeAlias = Literal["supported", "refuted", "untested"]
 
@@ -247,7 +247,8 @@ def _engine_kl(f: Facts) -> tuple[float, float] | None:
 def _convicted(f: Facts) -> str:
     if not f.convicted:
         return ""
-    return f"Recomputed from the engine's own inputs, {count(len(f.convicted), 'operation')} wrong by themselves: {_some(f.convicted)}."
+    named = some(f.convicted, MOST_NAMED)
+    return f"Recomputed from the engine's own inputs, {count(len(f.convicted), 'operation')} wrong by themselves: {named}."
 
 
 def _diverged(f: Facts) -> str:
@@ -275,13 +276,9 @@ def _nothing_found(f: Facts) -> str:
         looked.append(count(f.compared_taps, "tap"))
     if (kl := _engine_kl(f)) is not None:
         looked.append(f"KL {sig(kl[0])} nats with {sig(kl[1])} expected")
-    excluded = _some(f.excluded) if f.excluded else "what changes these values by more than rounding does"
-    hidden = _some(f.untestable) if f.untestable else "what other prompts, lengths or settings would show"
+    excluded = some(f.excluded, MOST_NAMED) if f.excluded else "what changes these values by more than rounding does"
+    hidden = some(f.untestable, MOST_NAMED) if f.untestable else "what other prompts, lengths or settings would show"
     return f"Nothing found beyond expected arithmetic ({listed(looked)}); excluded: {excluded}; not testable with this evidence: {hidden}."
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
 
 
 # ---- Tokenizer and file -------------------------------------------------------------------------------------------------
@@ -316,9 +313,8 @@ def _file(f: Facts) -> Hypothesis:
         return hypothesis("file-damaged", "untested", (f"{same} tensors were not compared with another file's.",), command)
     if f.other_tensors:
         n = count(len(f.other_tensors), "tensor")
-        return hypothesis(
-            "file-damaged", "supported", (f"{n} differ from the original's beyond their types: {_some(f.other_tensors)}.",), command
-        )
+        named = some(f.other_tensors, MOST_NAMED)
+        return hypothesis("file-damaged", "supported", (f"{n} differ from the original's beyond their types: {named}.",), command)
     return hypothesis("file-damaged", "refuted", ("No tensor differs from the original's beyond what its type explains.",), command)
 
 

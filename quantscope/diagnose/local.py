@@ -19,10 +19,10 @@ from torch import Tensor
 from quantscope.diagnose.faults import Instance, instances
 from quantscope.diagnose.operations import WHOLE_LAYER
 from quantscope.diagnose.replay import Bench, Replay, ReplayRow
-from quantscope.diagnose.setup import Held, Setup
+from quantscope.diagnose.setup import Setup, reference
 from quantscope.metrics import nmse
 from quantscope.model.ops import exact_matmul
-from quantscope.model.taps import split_tap
+from quantscope.model.taps import place_of, stem_of
 from quantscope.trace import Trace
 from quantscope.weights import WeightProvider
 
@@ -56,25 +56,28 @@ class Explained:
 @torch.no_grad()
 def causes(trace: Trace, weights: WeightProvider, convicted: Sequence[ReplayRow], n_prompt: int | None = None) -> dict[str, list[Cause]]:
     """Tap → the faults that explain it, best first; nothing for an operation that no known fault explains."""
-    tokens = trace.origin.tokens or (0,)
-    base = Setup(Held(weights), torch.tensor([list(tokens)], dtype=torch.int64), n_prompt=n_prompt)
-    bench = Bench(trace, base.weights)
-    known = [i for i in instances(base, _limits(bench, convicted, base)) if i.fault.name != "layer-repeated"]
+    base, bench = _bench(trace, weights, n_prompt)
+    known = list(instances(base, _limits(bench, convicted, base)))
     with exact_matmul():
         return {row.tap: _of(row, bench, base, known) for row in convicted if row.inputs or row.tap == "embd"}
+
+
+def _bench(trace: Trace, weights: WeightProvider, n_prompt: int | None) -> tuple[Setup, Bench]:
+    base = reference(weights, trace.origin.tokens or (0,), n_prompt)
+    return base, Bench(trace, base.weights)
 
 
 def _of(row: ReplayRow, bench: Bench, base: Setup, known: Iterable[Instance]) -> list[Cause]:
     if row.nmse is None or row.floor is None or row.n == 0:
         return []
-    stem = _stem_of(row.tap)
+    stem, layer = place_of(row.tap)
     found = []
     for instance in known:
         wrong = instance.apply(base) if stem in instance.ops or row.operation == WHOLE_LAYER else None
         if wrong is None or wrong.ids is not base.ids:
             continue
-        if wrong.times:  # a layer that is skipped hands on what it was given
-            if row.operation != WHOLE_LAYER or split_tap(row.tap) != (stem, int(instance.place)):
+        if wrong.times:  # a layer that is skipped hands on what it was given; one that is repeated has no operation of its own
+            if row.operation != WHOLE_LAYER or layer is None or wrong.times.get(layer) != 0:
                 continue
             computed, made = bench.handed_on(row)
         else:
@@ -84,10 +87,6 @@ def _of(row: ReplayRow, bench: Bench, base: Setup, known: Iterable[Instance]) ->
         if explained >= NAMED and left <= max(row.floor, LEFT * row.nmse):
             found.append(Cause(instance, explained, left))
     return sorted(found, key=lambda c: c.left)
-
-
-def _stem_of(tap: str) -> str:
-    return (split_tap(tap) or (tap, None))[0]
 
 
 def _left(computed: Tensor, made: Tensor) -> float:
@@ -112,18 +111,16 @@ def contradicted(
     trace: Trace, weights: WeightProvider, replayed: Replay, suspects: Iterable[Instance], n_prompt: int | None = None
 ) -> set[Instance]:
     """Faults that would have shown in an operation that is right: they touch more than what is wrong."""
-    tokens = trace.origin.tokens or (0,)
-    base = Setup(Held(weights), torch.tensor([list(tokens)], dtype=torch.int64), n_prompt=n_prompt)
-    bench = Bench(trace, base.weights)
+    base, bench = _bench(trace, weights, n_prompt)
     wrong: set[Instance] = set()
     with exact_matmul():
         for row in replayed.those("cleared"):
             for instance in set(suspects) - wrong:
-                touched = (_stem_of(row.tap) in instance.ops or row.operation == WHOLE_LAYER) and not instance.fault.name.startswith(
-                    "layer-"
-                )
+                touched = stem_of(row.tap) in instance.ops or row.operation == WHOLE_LAYER
                 setup = instance.apply(base) if touched else None
-                if setup is not None and _left(*bench.again(row, setup.weights, setup.arithmetic)) > max(row.floor or 0.0, SHOWS):
+                if setup is None or setup.times:
+                    continue
+                if _left(*bench.again(row, setup.weights, setup.arithmetic)) > max(row.floor or 0.0, SHOWS):
                     wrong.add(instance)
     return wrong
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from quantscope.explain import MADE_BY
 from quantscope.model.arithmetic import Arithmetic
 from quantscope.model.forward import layer
-from quantscope.model.taps import split_tap
+from quantscope.model.taps import place_of
 from quantscope.weights import WeightProvider
 
 
@@ -130,7 +130,7 @@ ATTENTION = {
 
 def ways(tap: str, n_layer: int, normed: bool) -> list[tuple[Operation, tuple[str, ...]]]:
     """(operation, full names of its inputs) of a tap, the one to be tried first in front."""
-    stem, layer = split_tap(tap) or (tap, None)
+    stem, layer = place_of(tap)
     inputs = MADE_BY[stem][1]
     if stem in ("Qcur", "Kcur"):  # made of the normed one where the model has that
         inputs = inputs[:1] if normed else inputs[1:]

@@ -19,7 +19,7 @@ from torch import Tensor
 from quantscope.compare import EXACT_FLOOR, PREDICTED_TIMES, stats_of
 from quantscope.fingerprint import RELATIVE_SD, fingerprint
 from quantscope.metrics import nmse
-from quantscope.model.taps import graph_order, split_tap
+from quantscope.model.taps import graph_order, place_of
 from quantscope.trace import Evidence, Fingerprint, Full, Sample, Stats, Trace, covered
 
 SUM_ORDER = math.sqrt(EXACT_FLOOR)  # of a statistic, relative to the RMS: what the order of float32 sums may change
@@ -44,8 +44,7 @@ class Reading:
 
     @property
     def layer(self) -> int | None:
-        found = split_tap(self.tap)
-        return None if found is None else found[1]
+        return place_of(self.tap)[1]
 
     @property
     def excess(self) -> float:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantscope.arch.config import ModelConfig
-from quantscope.model.taps import split_tap
+from quantscope.model.taps import split_tap, stem_of
 from quantscope.trace import Full, Trace, covered
 
 # channels of a tap, as an axis letter of ``ModelConfig.axis``; the other taps have E
@@ -42,7 +42,7 @@ class Recorded:
 
     def wrong_shape(self, tap: str) -> str:
         """What is wrong with the shape of a tap; empty where nothing is."""
-        c, stem = self._config, (split_tap(tap) or (tap, None))[0]
+        c, stem = self._config, stem_of(tap)
         for piece in self._trace.all_of(tap, Full):
             shape, there = tuple(piece.values.shape), covered(piece, self._trace.origin)
             n = shape[-2] if len(shape) > 1 and there is None else len(there or ())

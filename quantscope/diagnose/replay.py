@@ -29,7 +29,7 @@ from quantscope.model.arithmetic import EXACT, Arithmetic
 from quantscope.model.forward import check_ids
 from quantscope.model.ggml_arithmetic import ggml_arithmetic
 from quantscope.model.ops import exact_matmul
-from quantscope.model.taps import EMBD, split_tap, tap_names
+from quantscope.model.taps import EMBD, place_of, stem_of, tap_names
 from quantscope.trace import Origin, Trace
 from quantscope.weights import WeightProvider
 from quantscope.wording import count, listed
@@ -108,7 +108,7 @@ class Bench:
     def examine(self, tap: str) -> ReplayRow:
         """Convict or clear the operation that makes a tap."""
         possible = ways(tap, self._weights.config.n_layer, self.normed)
-        row = ReplayRow(tap, MADE_BY[_stem(tap)][0], possible[0][1], "not recorded")
+        row = ReplayRow(tap, MADE_BY[stem_of(tap)][0], possible[0][1], "not recorded")
         if wrong := self._recorded.wrong_shape(tap):
             return replace(row, verdict="convicted", nmse=math.inf, floor=EXACT_FLOOR, note=wrong)
         lacking = [self._lacking(tap, inputs) for _, inputs in possible]
@@ -130,7 +130,7 @@ class Bench:
             return f"{listed([tap, *inputs])} have no position in common"
         if tap == EMBD and self._recorded.ids(rows) is None:
             return "the token ids are not recorded"
-        if _stem(tap) in BY_POSITION and rows[0] < 0:
+        if stem_of(tap) in BY_POSITION and rows[0] < 0:
             return "which position was recorded is not known"
         if keys and rows[-1] - rows[0] != len(rows) - 1:
             return f"the positions of {tap} and its inputs do not follow one another"
@@ -178,18 +178,14 @@ class Bench:
     ) -> Tensor:
         keys = _looked_back_at(row.tap, row.inputs)
         read = [self._recorded.rows(name, range(positions[-1] + 1) if name in keys else positions).to(dtype) for name in row.inputs]
-        layer = (split_tap(row.tap) or (row.tap, None))[1]
+        layer = place_of(row.tap)[1]
         w = m.top(weights, dtype) if layer is None else m.layer(weights, layer, dtype)
         return operation(Place(m, w, weights, positions, self._recorded.ids(positions)), *read)
 
 
-def _stem(tap: str) -> str:
-    return tap.partition("-")[0]
-
-
 def _looked_back_at(tap: str, inputs: tuple[str, ...]) -> list[str]:
     """The inputs of which the operation reads all earlier positions too."""
-    return [name for name in inputs if _stem(name) in ATTENTION.get(_stem(tap), ())]
+    return [name for name in inputs if stem_of(name) in ATTENTION.get(stem_of(tap), ())]
 
 
 def judged(row: ReplayRow, exact: Tensor, rounded: Tensor | None, made: Tensor, positions: Sequence[int]) -> ReplayRow:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from quantscope.diagnose.faults import Instance, instances, probe
 from quantscope.diagnose.readings import Reading, readings
-from quantscope.diagnose.setup import Held, Setup
+from quantscope.diagnose.setup import Setup, reference
 from quantscope.diagnose.walk import Walker, walk
 from quantscope.model.arithmetic import Arithmetic
-from quantscope.model.taps import split_tap
+from quantscope.model.taps import place_of
 from quantscope.trace import Full, Sample, Stats, Trace
 from quantscope.weights import WeightProvider
 
@@ -65,7 +65,6 @@ class Search:
 
     kind: str  # of the strongest evidence
     differing: tuple[str, ...]
-    n_readings: int
     candidates: tuple[Candidate, ...]
     n_tried: int
     excluded: tuple[str, ...] = ()  # where nothing differs: faults that would have shown
@@ -99,8 +98,7 @@ def search(
     does not say them.  given: faults that are known to be there; they are tried alone, and with one more.  pairs: look for two faults at
     once where no single one is consistent.
     """
-    tokens = trace.origin.tokens or ids or ()
-    base = Setup(Held(weights), torch.tensor([list(tokens)], dtype=torch.int64), n_prompt=n_prompt)
+    base = reference(weights, trace.origin.tokens or ids or (), n_prompt)
     ref, hidden = _observed(base, trace)
     rounded = None if predicted is None else _observed(replace(base, arithmetic=predicted, weights=weights), trace)[0]
     read = readings(trace, ref, rounded)
@@ -109,14 +107,14 @@ def search(
     bench = _Bench(base, trace, read, hidden)
     if not differing:
         shown, hidden_ones = bench.visible()
-        return Search(kind, (), len(read), (), len(bench.known), shown, hidden_ones)
+        return Search(kind, (), (), len(bench.known), shown, hidden_ones)
     alone = [tuple(given)] if given else []
     singles = bench.tried([*alone, *((*given, instance) for instance in bench.known if instance not in given)])
     found = singles
     if pairs and not given and not any(c.consistent for c in singles):
         found = singles + bench.pairs(singles)
     named = bench.checked([c for c in found if c.explained >= NAMED])
-    return Search(kind, tuple(dict.fromkeys(r.tap for r in differing)), len(read), tuple(sorted(named, key=_order)), len(found))
+    return Search(kind, tuple(dict.fromkeys(r.tap for r in differing)), tuple(sorted(named, key=_order)), len(found))
 
 
 def _order(c: Candidate) -> tuple[bool, int, float, float, bool]:
@@ -158,10 +156,10 @@ class _Bench:
 
     def _possible(self, instance: Instance) -> bool:
         """Layers before the first difference ran once; ids are changed only where the trace does not say them."""
-        name = instance.fault.name
-        if name.startswith("layer-"):
-            return self._agreed < int(instance.place) <= max(self._first, 0)
-        return name != "bos-missing" or self._trace.origin.tokens is None
+        setup = instance.apply(self._base) or self._base
+        if setup.times:
+            return all(self._agreed < i <= self._first for i in setup.times)
+        return setup.ids is self._base.ids or self._trace.origin.tokens is None
 
     def pairs(self, singles: Sequence[Candidate]) -> list[Candidate]:
         """The faults that explain the beginning best, each with every other one."""
@@ -246,7 +244,7 @@ def _limits(read: Sequence[Reading]) -> list[float]:
 
 def _layer_of(tap: str, n_layer: int) -> int:
     """The layer that makes a tap; −1 for the embedding, n_layer for the head."""
-    stem, layer = split_tap(tap) or (tap, None)
+    stem, layer = place_of(tap)
     return -1 if stem == "embd" else n_layer if layer is None else layer
 
 

@@ -7,14 +7,15 @@ replace(setup, arithmetic=Altered(setup.arithmetic, ...))   one that computes ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from quantscope.arch.config import ModelConfig
 from quantscope.model.arithmetic import EXACT, Arithmetic
-from quantscope.weights import ALL_IDS, LazyTensors, WeightProvider
+from quantscope.weights import ALL_IDS, LazyTensors, OnTop, WeightProvider
 
 EMBEDDING = "token_embd.weight"
 Edit = Callable[[str, str, Tensor], Tensor]  # (local name, canonical name, tensor as the file has it) → tensor as the engine takes it
@@ -38,7 +39,7 @@ class Setup:
         return self.weights.config
 
 
-class Edited:
+class Edited(OnTop):
     """A WeightProvider whose tensors are changed as they are read.
 
     matrices: of layers and head.  embedding: of the whole embedding matrix [V,E].  renamed: local name → the one whose tensor is read
@@ -54,13 +55,9 @@ class Edited:
         renamed: Mapping[str, str] | None = None,
         without: Callable[[str], bool] = lambda local: False,
     ) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self._matrices, self._embedding = matrices, embedding
         self._renamed, self._without = renamed or {}, without
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.inner.config
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
         if self._embedding is None:
@@ -89,28 +86,15 @@ class Edited:
     def _named(self, names: Mapping[str, str]) -> dict[str, str]:
         return {local: names[self._renamed.get(local, local)] for local in names if not self._without(local)}
 
-    def rope_factors(self) -> Tensor | None:
-        return self.inner.rope_factors()
 
-    def will_need(self, names: Iterable[str]) -> None:
-        self.inner.will_need(names)
-
-    def let_go(self, names: Iterable[str]) -> None:
-        self.inner.let_go(names)
-
-
-class Held:
+class Held(OnTop):
     """A WeightProvider that holds the layer it has read last, the head and the embedding, for many setups that read them in turn."""
 
     def __init__(self, inner: WeightProvider) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self._at: int | None = None
         self._layer: dict[str, Tensor] = {}
         self._rest: dict[str, Tensor] = {}
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.inner.config
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
         key = f"{name} {ids.tolist()}"
@@ -134,26 +118,14 @@ class Held:
 
         return LazyTensors({local: local for local in tensors}, read)
 
-    def layer_names(self, i: int) -> Mapping[str, str]:
-        return self.inner.layer_names(i)
 
-    def top_names(self) -> Mapping[str, str]:
-        return self.inner.top_names()
-
-    def rope_factors(self) -> Tensor | None:
-        return self.inner.rope_factors()
-
-    def will_need(self, names: Iterable[str]) -> None:
-        self.inner.will_need(names)
-
-    def let_go(self, names: Iterable[str]) -> None:
-        self.inner.let_go(names)
+def reference(weights: WeightProvider, ids: Sequence[int], n_prompt: int | None = None) -> Setup:
+    """The setup without a fault, for many that are made of it and read the same weights in turn."""
+    return Setup(Held(weights), torch.tensor([list(ids)], dtype=torch.int64), n_prompt=n_prompt)
 
 
 def whole_embedding(weights: WeightProvider) -> Tensor:
     """token_embd.weight, [V,E]."""
-    import torch
-
     return weights.rows(EMBEDDING, torch.arange(weights.config.n_vocab))
 
 

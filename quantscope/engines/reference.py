@@ -34,19 +34,19 @@ def trace(
     kv: KVType = "F16",
     wanted: Callable[[str], bool] = everything,
     predict: bool = False,
+    weights: Weights | None = None,
 ) -> Trace:
     """Every wanted tap of a GGUF file or Hugging Face folder on these ids, [T,channels] or [H,T,T] float32.
 
     kv: type of the emulated cache with ``arithmetic="ggml"``; the exact one rounds nothing.  predict: also what that arithmetic changes.
-    Raises what opening the model and ``forward`` raise.
+    weights: the model's, where it is open already.  Raises what opening the model and ``forward`` raise.
     """
-    return run(Request("reference", model, tuple(tokens), arithmetic, dtype, kv, predict=predict), Collector(wanted))
+    return run(Request("reference", model, tuple(tokens), arithmetic, dtype, kv, predict=predict), Collector(wanted), weights)
 
 
-def run(request: Request, collect: Collector) -> Trace:
-    """The trace of a request."""
-    source = open_source(request.model)
-    weights = Weights(source)
+def run(request: Request, collect: Collector, weights: Weights | None = None) -> Trace:
+    """The trace of a request.  weights: the model's, where it is open already."""
+    weights = Weights(open_source(request.model)) if weights is None else weights
     ids, dtype = torch.tensor([request.tokens], dtype=torch.int64), getattr(torch, request.dtype)
     if request.steps:
         _step_by_step(ids, weights, collect, dtype, _arithmetic(request))
@@ -57,7 +57,7 @@ def run(request: Request, collect: Collector) -> Trace:
         engine_version=__version__,
         arithmetic=_described(request),
         model=model_name(request.model),
-        model_sha256=source.sha256(),
+        model_sha256=weights.source.sha256(),
         arch=weights.config.arch,
         tokens=request.tokens,
         dtype="bfloat16" if request.arithmetic == "bf16" else request.dtype,

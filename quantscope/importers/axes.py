@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from quantscope.arch.config import ModelConfig
 from quantscope.errors import ImportFormatError
-from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS, split_tap
+from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS, place_of
 from quantscope.trace import Evidence, Full, Sample, Trace
 
 ATTENTION_MAP = "kq_soft_max"  # [H,P,S], the only tap without channels
@@ -30,7 +30,7 @@ def check_widths(trace: Trace, config: ModelConfig) -> Trace:
 
 
 def _checked(tap: str, evidence: Evidence, config: ModelConfig) -> Evidence:
-    stem, layer = split_tap(tap) or (tap, None)
+    stem, layer = place_of(tap)
     if layer is not None and layer >= config.n_layer:
         raise ImportFormatError(f"{tap}: the model of `--model` has {config.n_layer} layers. Give the file that the engine ran.")
     if stem not in AXIS or not isinstance(evidence, Full | Sample):

@@ -15,7 +15,7 @@ from quantscope.errors import ImportFormatError, MissingFileError
 from quantscope.model.taps import EMBD, graph_order
 from quantscope.sources.base import show
 from quantscope.trace import LAST, Evidence, Full, Origin, Positions, Sample, Stats, Trace
-from quantscope.wording import count
+from quantscope.wording import count, some
 
 UNKNOWN_ENGINE = "unknown engine"
 AT_LAST: Positions = (LAST,)  # the last position of a run whose token ids are not known
@@ -191,8 +191,7 @@ MOST_LISTED = 8
 
 def listing(runs: tuple[Run, ...]) -> str:
     """``call 1 (tokens 1, 15043), call 2 (...)``, shortened."""
-    shown = [f"call {i} ({_about(r)})" for i, r in enumerate(runs[:MOST_LISTED], 1)]
-    return ", ".join(shown) + (f" and {len(runs) - MOST_LISTED} more" if len(runs) > MOST_LISTED else "")
+    return some((f"call {i} ({_about(r)})" for i, r in enumerate(runs, 1)), MOST_LISTED)
 
 
 def _about(run: Run) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from quantscope.arch.config import ModelConfig
 from quantscope.errors import ImportFormatError
 from quantscope.importers.axes import ATTENTION_MAP, AXIS, BY_HEAD
-from quantscope.model.taps import split_tap
+from quantscope.model.taps import stem_of
 from quantscope.wording import listed
 
 CHANNEL_FORMS = ("E", "TE", "ET", "1TE", "1ET", "11E")
@@ -120,11 +120,11 @@ def align(shapes: Mapping[str, Shape], known: Known, file: str) -> tuple[dict[st
 
 def _consistent(shapes: Mapping[str, Shape], n_positions: int, known: Known) -> dict[str, list[Fit]] | None:
     """The fits for this number of positions, taps of one kind having one width; None where an array has no fit."""
-    found = {tap: fits(_stem(tap), shape, n_positions, known) for tap, shape in shapes.items()}
+    found = {tap: fits(stem_of(tap), shape, n_positions, known) for tap, shape in shapes.items()}
     if known.n_tokens is None and n_positions > 1 and not any(f.n_positions == n_positions for ways in found.values() for f in ways):
         return None
-    for letter in {AXIS.get(_stem(tap), "S") for tap in shapes} - {"S"}:
-        alike = [tap for tap in shapes if AXIS.get(_stem(tap)) == letter]
+    for letter in {AXIS.get(stem_of(tap), "S") for tap in shapes} - {"S"}:
+        alike = [tap for tap in shapes if AXIS.get(stem_of(tap)) == letter]
         widths = set.intersection(*({f.width for f in found[tap]} for tap in alike))
         for tap in alike:
             found[tap] = [f for f in found[tap] if f.width in widths]
@@ -135,11 +135,6 @@ def _like_the_others(ways: Sequence[Fit], families: set[str]) -> Fit | None:
     """The one way that is laid out as arrays are whose layout is certain."""
     alike = [f for f in ways if f.family in families]
     return alike[0] if len(alike) == 1 else None
-
-
-def _stem(tap: str) -> str:
-    found = split_tap(tap)
-    return tap if found is None else found[0]
 
 
 def shown(form: str) -> str:
@@ -157,9 +152,9 @@ def _ambiguous(tap: str, ways: Sequence[Fit], known: Known, file: str) -> Import
 def _no_fit(shapes: Mapping[str, Shape], known: Known, candidates: Sequence[int], file: str) -> ImportFormatError:
     """The first array that fits in no way, or that all fit alone but not together."""
     for tap, shape in shapes.items():
-        if not any(fits(_stem(tap), shape, n, known) for n in candidates):
-            forms = MAP_FORMS if _stem(tap) == ATTENTION_MAP else (*CHANNEL_FORMS, *(HEAD_FORMS if _stem(tap) in BY_HEAD else ()))
-            width = known.width(_stem(tap))
+        if not any(fits(stem_of(tap), shape, n, known) for n in candidates):
+            forms = MAP_FORMS if stem_of(tap) == ATTENTION_MAP else (*CHANNEL_FORMS, *(HEAD_FORMS if stem_of(tap) in BY_HEAD else ()))
+            width = known.width(stem_of(tap))
             expected = f"{f'{known.n_tokens} positions or the last, ' if known.n_tokens else ''}{f'{width:,} channels, ' if width else ''}"
             return ImportFormatError(
                 f"{file}: {tap} has the shape {list(shape)}, expected {expected}laid out as {listed(shown(f) for f in forms)}. It is of "

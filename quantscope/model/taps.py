@@ -37,6 +37,16 @@ LAYER_TAPS = (
 )
 HEAD_TAPS = ("result_norm", "result_output")  # [B,T,E], [B,T,V] logits
 
+# Tap without its layer → the matrices that multiply it, in the order of the graph.
+READ_BY: dict[str, tuple[str, ...]] = {
+    "attn_norm": ("attn_q", "attn_k", "attn_v"),
+    "kqv_out": ("attn_output",),
+    "ffn_norm": ("ffn_gate", "ffn_up"),
+    "ffn_swiglu": ("ffn_down",),
+    "result_norm": ("output",),
+}
+READ_IN_LAYER = {tap: matrices for tap, matrices in READ_BY.items() if tap in LAYER_TAPS}
+
 
 class Tap(Protocol):
     """Called with every tap's name and tensor.  An object with ``wants(name) -> bool`` is asked before a costly tensor is kept."""
@@ -83,6 +93,16 @@ def split_tap(name: str) -> tuple[str, int | None] | None:
     if dash and stem in LAYER_TAPS and layer.isascii() and layer.isdigit() and len(layer) < 6:
         return stem, int(layer)
     return (name, None) if name == EMBD or name in HEAD_TAPS else None
+
+
+def place_of(name: str) -> tuple[str, int | None]:
+    """``split_tap``; a name that is no tap's is its own stem, in no layer."""
+    return split_tap(name) or (name, None)
+
+
+def stem_of(name: str) -> str:
+    """``"l_out-3"`` → "l_out"; of a name that is no tap's, the name."""
+    return place_of(name)[0]
 
 
 def graph_order(name: str) -> tuple[float, int, str]:

@@ -130,7 +130,7 @@ def _affine_error(x: Any, w: Any, codes: Any, s: Lanes, m: Lanes, use_magnitude:
 
 
 @inline
-def _signed_peak(x: Any) -> Any:
+def signed_peak(x: Any) -> Any:
     """The first x of greatest magnitude, and that magnitude."""
     peak = magnitude = f32(0)
     for i in range(x.shape[0]):
@@ -153,7 +153,7 @@ def fit_symmetric(x: Any, codes: Any, half: int, steps: Any) -> Lanes:
     x: float32[n, 16]; codes: float32[n, 16], receives l + half.  Returns s.  Both are 0 where max |x| < TINY.
     Source: ``make_qx_quants`` with rmse_type = 1.
     """
-    peak, magnitude = _signed_peak(x)
+    peak, magnitude = signed_peak(x)
     kept_inverse = f32(-half) / peak
     sum_lx, sum_ll = _symmetric_sums(x, kept_inverse, half)
     s = sum_lx / sum_ll  # NaN in lanes of zeros
@@ -197,7 +197,7 @@ def fit_by_coordinate(x: Any, codes: Any, half: int) -> Lanes:
     x: float32[n, 16]; codes: float32[n, 16], receives l + half.  Returns s = Σx³l/Σx²l².  Both are 0 where max |x| < TINY.
     Source: ``make_q3_quants`` with do_rmse.
     """
-    peak, magnitude = _signed_peak(x)
+    peak, magnitude = signed_peak(x)
     inverse = f32(-half) / peak
     sum_lx = sum_ll = f32(0)
     for i in range(x.shape[0]):

@@ -213,12 +213,18 @@ def _encode_affine_32(x: Any, out: Any, top: int, steps: Any) -> None:
                 write_u16(out, first + part, 2, dmin)
                 pack_scales_q4(scale_codes, min_codes, 8 * part, out[first + part], 4)
         recode_affine(values, load(unit, 0), load(unit, 1), top, codes)
-        for part in range(parts):
-            in_element_order(codes, part, flat)
-            block = out[first + part]
-            if top > 15:
-                pack_bit(flat, 4, block, 16)
-            pack_4_bits(flat, block, block.size - 128, 32)
+        pack_codes_32(codes, top, parts, flat, out, first)
+
+
+@inline
+def pack_codes_32(codes: Any, top: int, parts: int, flat: Any, out: Any, first: int) -> None:
+    """The codes of one or two super-blocks to the end of blocks ``first`` …: qh:32 (with five bits, at byte 16) qs:128."""
+    for part in range(parts):
+        in_element_order(codes, part, flat)
+        block = out[first + part]
+        if top > 15:
+            pack_bit(flat, 4, block, 16)
+        pack_4_bits(flat, block, block.size - 128, 32)
 
 
 @inline

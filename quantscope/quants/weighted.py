@@ -23,6 +23,7 @@ from quantscope.quants.k_search import (
     greatest_scale,
     in_element_order,
     nearest_int,
+    pack_codes_32,
     recode_affine,
     recode_symmetric,
     trial_steps,
@@ -220,12 +221,7 @@ def _encode_affine_32(x: Any, importance: Any, out: Any, top: int, trials: Any) 
         for part in range(parts):
             _scales_of_super_block(fitted, totals, part, 255 if top == 15 else 63, out, first + part, unit)
         recode_affine(values, load(unit, 0), load(unit, 1), top, codes)
-        for part in range(parts):
-            in_element_order(codes, part, flat)
-            block = out[first + part]
-            if top > 15:
-                pack_bit(flat, 4, block, 16)
-            pack_4_bits(flat, block, block.size - 128, 32)
+        pack_codes_32(codes, top, parts, flat, out, first)
 
 
 @inline

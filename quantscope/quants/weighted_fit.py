@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from quantscope.quants.k_fit import TINY, symmetric_codes
+from quantscope.quants.k_fit import TINY, signed_peak, symmetric_codes
 from quantscope.quants.k_search import nearest_int
 from quantscope.quants.kernel import inline
-from quantscope.quants.simd import Lanes, absolute, f32, load, negative, square_root, store, to_f32, where
+from quantscope.quants.simd import Lanes, f32, load, negative, square_root, store, to_f32, where
 
 F32 = np.float32
 
@@ -49,11 +49,7 @@ def fit_weighted(x: Any, w: Any, codes: Any, half: int, steps: Any) -> Lanes:
     As ``k_fit.fit_symmetric``, which has w = x²:  s = Σwxl/Σwl²,  (Σwxl)²/Σwl² the larger the better.
     x, w: float32[n, 16]; codes: float32[n, 16], receives l + half.  Returns s.  Both are 0 where max |x| < TINY.
     """
-    peak = magnitude = f32(0)
-    for i in range(x.shape[0]):
-        xi = load(x, i)
-        larger = absolute(xi) > magnitude
-        magnitude, peak = where(larger, absolute(xi), magnitude), where(larger, xi, peak)
+    peak, magnitude = signed_peak(x)
     kept_inverse = f32(-half) / peak
     sum_lx, sum_ll = _sums(x, w, kept_inverse, half)
     s = where(sum_ll != f32(0), sum_lx / sum_ll, f32(0))

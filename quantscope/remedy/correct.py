@@ -16,36 +16,27 @@ Sources: GPTQ (arXiv:2210.17323); targets from the original's activations: QEP (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from quantscope.arch.config import ModelConfig
 from quantscope.metrics import kl_nats
 from quantscope.model.forward import embed, head, layer, tables
 from quantscope.model.ops import exact_matmul
-from quantscope.model.taps import Tap, split_tap
+from quantscope.model.taps import READ_IN_LAYER, Tap, stem_of
 from quantscope.qtypes import QuantType
 from quantscope.quants import decode, encode
 from quantscope.quants.codes import LAYOUTS, Bytes
 from quantscope.remedy.curvature import embedding_curvature
 from quantscope.remedy.rounding import descended, error_feedback, output_error, rescaled
-from quantscope.weights import ALL_IDS, BY_ID, LazyTensors, Weights
+from quantscope.weights import ALL_IDS, LazyTensors, OnTop, Weights, top_tensors
 
 RIDGE = 0.05  # λ of the target: of the mean of diag H
 GATE_CHUNKS = 4  # of each text, whose predictions are compared
 CURVED_CHUNKS = 16  # of each text, for the curvature at the embedding
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
-
-# matrices that read the same tap, in the order of the graph
-GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("attn_norm", ("attn_q", "attn_k", "attn_v")),
-    ("kqv_out", ("attn_output",)),
-    ("ffn_norm", ("ffn_gate", "ffn_up")),
-    ("ffn_swiglu", ("ffn_down",)),
-)
 
 
 @dataclass(frozen=True)
@@ -70,22 +61,19 @@ class Corrected:
     importance: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Rounded:
+class Rounded(OnTop):
     """A WeightProvider: a file's tensors, some of them as the bytes of another type say."""
 
     def __init__(self, inner: Weights, types: Mapping[str, QuantType]) -> None:
-        self.inner, self.types = inner, types
+        super().__init__(inner)
+        self.file, self.types = inner, types
         self.bytes: dict[str, Bytes] = {}
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.inner.config
 
     def get(self, name: str, ids: slice = ALL_IDS) -> Tensor:
         raw = self.bytes.get(name)
         if raw is None:
-            return self.inner.band(name, ids) if ids != ALL_IDS else self.inner.get(name)
-        return torch.from_numpy(decode(raw, self.types[name])).reshape(self.inner.shape(name))[ids]
+            return self.file.band(name, ids)
+        return torch.from_numpy(decode(raw, self.types[name])).reshape(self.file.shape(name))[ids]
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
         return self.get(name)[ids] if name in self.bytes else self.inner.rows(name, ids)
@@ -94,23 +82,7 @@ class Rounded:
         return LazyTensors(self.layer_names(i), self.get)
 
     def top(self, ids: slice = ALL_IDS) -> Mapping[str, Tensor]:
-        whole = self.top_names()
-        return LazyTensors({local: local for local in whole}, lambda n: self.get(whole[n], ids if n in BY_ID else ALL_IDS))
-
-    def layer_names(self, i: int) -> dict[str, str]:
-        return self.inner.layer_names(i)
-
-    def top_names(self) -> dict[str, str]:
-        return self.inner.top_names()
-
-    def rope_factors(self) -> Tensor | None:
-        return self.inner.rope_factors()
-
-    def will_need(self, names: Iterable[str]) -> None:
-        self.inner.will_need(names)
-
-    def let_go(self, names: Iterable[str]) -> None:
-        self.inner.let_go(names)
+        return top_tensors(self.top_names(), ids, self.get)
 
 
 @torch.no_grad()
@@ -189,7 +161,7 @@ class _Job:
         return raw
 
     def correct_layer(self, i: int) -> None:
-        for tap, names in GROUPS:
+        for tap, names in READ_IN_LAYER.items():
             matrices = [f"blk.{i}.{name}.weight" for name in names]
             if any(self._quantized(name) for name in matrices):
                 sums = [text.sums(i, tap) for text in self.texts]
@@ -324,7 +296,7 @@ class _One(Tap):
         self.value = torch.empty(0)
 
     def wants(self, name: str) -> bool:
-        return (split_tap(name) or (name, None))[0] == self._stem
+        return stem_of(name) == self._stem
 
     def __call__(self, name: str, x: Tensor, /) -> None:
         if self.wants(name):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quantscope.model.forward import embed, head, layer, tables
-from quantscope.remedy.probe import back_through
+from quantscope.remedy.probe import back_through, from_head
 from quantscope.weights import Weights
 
 
@@ -25,19 +25,9 @@ def embedding_curvature(ids: Tensor, w: Weights, seed: int = 0) -> Tensor:
         rope = tables(states[0], w)
         for i in range(config.n_layer):
             states.append(layer(states[-1], w.layer(i), i, config, rope))
-        g = _at_the_end(states.pop(), w, draw)
+        g = from_head(states.pop(), lambda h: head(h, w.top(), config).log_softmax(-1)[0], draw)
         for i in reversed(range(config.n_layer)):
             g, _ = back_through(states.pop(), g, w.layer(i), i, config, rope)
         rows = g.flatten(0, 1).double()  # [T,E]
         total += rows.T @ rows
     return total
-
-
-def _at_the_end(h: Tensor, w: Weights, draw: torch.Generator) -> Tensor:
-    """The gradient of Σ log p(y) at the state before the head, [1,T,E]."""
-    with torch.enable_grad():
-        h = h.detach().requires_grad_()
-        log_p = head(h, w.top(), w.config).log_softmax(-1)[0]  # [T,V]
-        labels = torch.multinomial(log_p.detach().exp(), 1, generator=draw)
-        (g,) = torch.autograd.grad(log_p.gather(1, labels).sum(), h)
-    return g

@@ -10,13 +10,13 @@ Source: ``llama_model_quantize_impl`` in src/llama-quant.cpp of llama.cpp.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from quantscope import __version__
 from quantscope.errors import NonFiniteError, QuantscopeError, ShapeError, UsageError
-from quantscope.new_file import finished
+from quantscope.new_file import written
 from quantscope.qtypes import QTYPES, QuantType
 from quantscope.quants import Floats, can_decode, encode
 from quantscope.recipes import TensorShape, layer_order
@@ -99,7 +99,7 @@ def export(
     write_head(head, pairs, tensors, model.alignment)
     n_bytes = len(head.getbuffer()) + sum(padded(t.n_bytes, model.alignment) for t in tensors)
     _check_room(out, n_bytes)
-    with _new_file(out) as file:
+    with written(out, partial(_failed, out)) as file:
         file.write(head.getbuffer())
         _write_data(file, model, tensors, corrections, importance, step)
     return Written(out, n_bytes, tuple(tensors))
@@ -155,19 +155,10 @@ def _check_room(out: Path, n_bytes: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """The file to write; complete or absent afterwards.  UsageError where the disk does not allow it."""
-    try:
-        with finished(path) as aside, open(aside, "wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-    except OSError as e:
-        raise UsageError(
-            f"{show(path)}: the file could not be written: {e.strerror or e}. Nothing is left of it: make room, or give an OUT.gguf on "
-            f"another disk."
-        ) from e
+def _failed(out: Path, why: str) -> UsageError:
+    return UsageError(
+        f"{show(out)}: the file could not be written: {why}. Nothing is left of it: make room, or give an OUT.gguf on another disk."
+    )
 
 
 def _write_data(file: BinaryIO, model: Original, tensors: list[RawTensor], c: Corrections, importance: Importance, step: Step) -> None:

@@ -15,18 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantscope.images import Images, Requantized
+from quantscope.images import Images, Importance, Requantized
 from quantscope.lockstep import Member, Slices, walk
-from quantscope.plan import make_plan
+from quantscope.plan import plan_of
 from quantscope.qtypes import QuantType
-from quantscope.quants import Floats, encode
 from quantscope.remedy.small_kl import small_kl
 from quantscope.results import StudyOptions
 from quantscope.weights import Weights
 
 LOGIT_VALUES = 1 << 27  # logits of all members that are held at a time
 
-Importance = Callable[[str], Floats | None]
 Types = Mapping[str, QuantType]
 
 
@@ -43,20 +41,12 @@ def measured(
     step: called after each of the n_layer + 2 stages of a batch of chunks, with how many are done and of how many.  Raises UsageError where
     the memory is too small for one chunk.
     """
-    stored = {name: weights.stored(name).qtype for name in weights.stored_names()}
+    stored = weights.stored_types()
     changed = [{name: t for name, t in types.items() if name in stored and t != stored[name]} for types in recipes]
-    images = Weighted(weights, importance)
+    images = Images(weights, importance)
     members = [Member(str(m), Requantized(images, types)) for m, types in enumerate([{}, *changed])]
-    plan = make_plan(
-        weights.config,
-        {name: weights.shape(name) for name in stored},
-        stored,
-        [stored, *({**stored, **types} for types in changed)],
-        n_chunks=len(ids),
-        n_ctx=ids.shape[1],
-        n_scored=ids.shape[1],
-        memory=StudyOptions.memory_bytes,
-    )
+    held = [stored, *({**stored, **types} for types in changed)]
+    plan = plan_of(weights, ids, ids.shape[1], stored, held, StudyOptions.memory_bytes)
     positions = max(1, min(plan.positions_per_slice, LOGIT_VALUES // (len(members) * weights.config.n_vocab)))
     slices = Slices(plan.chunks_per_slice, positions, weights.config.n_vocab)  # the whole vocabulary: the KL is of whole distributions
     found, n_stages = [], weights.config.n_layer + 2
@@ -69,21 +59,6 @@ def measured(
         walk(part, members, meter, has_reference=True, slices=slices, step=stage)
         found.append(torch.cat(meter.kl, dim=1).reshape(len(recipes), *part.shape).mean(-1))
     return list(torch.cat(found, dim=1).numpy())
-
-
-class Weighted(Images):
-    """Images that are encoded with an importance matrix."""
-
-    def __init__(self, weights: Weights, importance: Importance) -> None:
-        super().__init__(weights)
-        self._importance = importance
-
-    def _encode(self, name: str, qtype: QuantType) -> Tensor:
-        columns = self._importance(name) if qtype.is_quantized else None
-        if columns is None:
-            return super()._encode(name, qtype)
-        w = self.weights.get(name)
-        return torch.from_numpy(encode(w.cpu().numpy(), qtype, w.shape[-1], columns)).to(w.device)
 
 
 class _KlMeter:

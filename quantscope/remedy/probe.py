@@ -15,7 +15,7 @@ Source: the Fisher information of a softmax, KL ≈ ½ δzᵀ (diag p − p pᵀ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,16 @@ def back_through(
         out = layer(h, w, i, config, rope, m=products)
     at_h, *at_products = torch.autograd.grad(out, [h, *(y for _, y in products.found.values())], grad)
     return at_h, {name: (x, g) for (name, (x, _)), g in zip(products.found.items(), at_products, strict=True)}
+
+
+def from_head(x: Tensor, log_p: Callable[[Tensor], Tensor], draw: torch.Generator) -> Tensor:
+    """The gradient of Σ log p(y) at x, labels y drawn from p.  log_p: x → log-probabilities [n,V]."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        log = log_p(x)
+        labels = torch.multinomial(log.detach().exp().cpu(), 1, generator=draw).to(log.device)
+        (grad,) = torch.autograd.grad(log.gather(-1, labels).sum(), x)
+    return grad
 
 
 @dataclass(frozen=True)

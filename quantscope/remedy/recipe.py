@@ -25,7 +25,7 @@ from quantscope.imatrix import Imatrix
 from quantscope.importance import compute_imatrix
 from quantscope.lockstep import Member
 from quantscope.logit_stats import half_width
-from quantscope.plan import make_plan
+from quantscope.plan import plan_of
 from quantscope.qtypes import QTYPES, QuantType
 from quantscope.quants import Floats
 from quantscope.recipes import PRESETS, is_quantizable
@@ -99,10 +99,8 @@ class Found:
 
 def importance_of(weights: Weights, ids: Tensor, text: str, step: Step = lambda what, done, of: None) -> Imatrix:
     """The importance matrix of the layers' matrices on ids [C,T], as llama-imatrix makes it.  text: its name, for the metadata."""
-    stored = {name: weights.stored(name).qtype for name in weights.stored_names()}
-    shapes = {name: weights.shape(name) for name in stored}
-    n_chunks, n_ctx = ids.shape
-    plan = make_plan(weights.config, shapes, stored, [stored], n_chunks=n_chunks, n_ctx=n_ctx, n_scored=0, memory=StudyOptions.memory_bytes)
+    stored = weights.stored_types()
+    plan = plan_of(weights, ids, 0, stored, [stored], StudyOptions.memory_bytes)
     n_steps = plan.n_batches * (weights.config.n_layer + 2)
     show = partial(step, "importance")
     return compute_imatrix(Member("original", weights), ids, plan, datasets=(text,), step=lambda n: show(n, n_steps))

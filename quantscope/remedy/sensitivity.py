@@ -25,7 +25,7 @@ from quantscope.model.rope import RopeTables
 from quantscope.qtypes import QuantType
 from quantscope.quants import Floats, can_encode, decode, encode
 from quantscope.recipes import fallback
-from quantscope.remedy.probe import Probe, back_through, joined, probe
+from quantscope.remedy.probe import Probe, back_through, from_head, joined, probe
 from quantscope.remedy.small_kl import small_kl
 from quantscope.sources.base import show
 from quantscope.weights import Weights
@@ -202,13 +202,14 @@ class _Run:
         """The gradient of Σ log p(y) at h [C,T,E], labels drawn from p."""
         top, flat = dict(self.weights.top()), h.flatten(0, 1)  # [C·T,E]
         grad = torch.empty_like(flat)
+
+        def log_p(x: Tensor) -> Tensor:
+            log = linear(output_norm(x, top, self.weights.config), top, "output").log_softmax(-1)  # [n,V]
+            self._check_finite(log, "output")
+            return log
+
         for part in self._slices(len(flat)):
-            with torch.enable_grad():
-                x = flat[part].detach().requires_grad_()
-                logp = linear(output_norm(x, top, self.weights.config), top, "output").log_softmax(-1)  # [n,V]
-                self._check_finite(logp, "output")
-                labels = torch.multinomial(logp.detach().exp().cpu(), 1, generator=self.draw).to(logp.device)
-                (grad[part],) = torch.autograd.grad(logp.gather(-1, labels).sum(), x)
+            grad[part] = from_head(flat[part], log_p, self.draw)
         self._check_finite(grad, "gradient")
         return grad.reshape(h.shape)
 

@@ -23,7 +23,7 @@ from quantscope.recipes import (
 from quantscope.remedy.original import Original
 from quantscope.remedy.recipe_file import Recipe
 from quantscope.sources.base import show
-from quantscope.wording import count, listed
+from quantscope.wording import count, listed, some
 
 NAMED = 3  # tensors that a message lists
 
@@ -82,7 +82,8 @@ def _base(model: Original, recipe: Recipe, tensors: Sequence[TensorShape], overr
     if unnamed or not weights:
         raise UsageError(
             f"the recipe names {len(matrices) - len(unnamed)} of {count(len(matrices), 'matrix', 'matrices')} and has no base, expected a "
-            f'type for each: {_some(unnamed)} would have none. Give a preset for the rest, `--type Q4_K_M`, or a "base" in the recipe.'
+            f"type for each: {some(unnamed, NAMED)} would have none. Give a preset for the rest, `--type Q4_K_M`, or a "
+            f'"base" in the recipe.'
         )
     most = weights.most_common(1)[0][0].name
     preset = ALIASES.get(most, most) if most in {*PRESETS, *ALIASES} else "Q8_0"
@@ -134,13 +135,9 @@ def _fallbacks(model: Original, tensors: Sequence[TensorShape], base: QuantType,
         return []
     return [
         f"The rows of {count(len(short), 'tensor')} cannot be filled with blocks of the wanted type, so that a neighbouring type takes "
-        f"its place, as in llama-quantize: {_some(short)}."
+        f"its place, as in llama-quantize: {some(short, NAMED)}."
     ]
 
 
 def _unmatched(model: Original, overrides: Sequence[Override]) -> list[str]:
     return [f"No tensor name contains {o.pattern!r} (={o.qtype}): misspelt?" for o in unmatched_overrides(overrides, model.tensors)]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -9,7 +9,7 @@ from typing import Any
 from quantscope.remedy.sensitivity import Sensitivity, place, role
 from quantscope.report.markdown import escaped, pipe_table
 from quantscope.report.table import Table
-from quantscope.wording import MISSING, count, listed, percent, printable, sig, size
+from quantscope.wording import MISSING, count, listed, percent, printable, sig, size, some
 
 SENSITIVITY_VERSION = 1  # of the JSON document
 SHADES = "█▓▒░ "  # at least 1/2, 1/4, 1/8, 1/16 of the largest cell, and less
@@ -53,8 +53,7 @@ def notes(s: Sensitivity) -> list[str]:
         )
     other = [f"{name} {asked} → {kept}" for name, row in s.stored.items() for asked, kept in row.items() if asked != kept]
     if other:
-        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
-        lines.append(f"Another type where blocks do not fill the rows, as in llama-quantize: {printable(', '.join(other[:3]))}{more}.")
+        lines.append(f"Another type where blocks do not fill the rows, as in llama-quantize: {printable(some(other, 3))}.")
     return lines
 
 

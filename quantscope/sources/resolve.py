@@ -11,6 +11,7 @@ from quantscope.sources.base import Source, printable, show
 from quantscope.sources.files import raise_os_error
 from quantscope.sources.gguf import open_gguf
 from quantscope.sources.safetensors import open_folder
+from quantscope.wording import some
 
 _NAMED = 5  # GGUF files of a folder that an error lists
 
@@ -36,10 +37,9 @@ def open_source(path: str | Path, *, allow_truncated: bool = False) -> Source:
 def _no_config(folder: Path, names: Sequence[str]) -> MissingFileError:
     found = sorted(name for name in names if name.endswith(".gguf"))
     if found:
-        listed = ", ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
         return MissingFileError(
             f"{show(folder)}: a folder without config.json, expected a GGUF file or a Hugging Face folder. It holds GGUF files "
-            f"({printable(listed)}): give one of them, e.g. `{show(folder / found[0])}`."
+            f"({printable(some(found, _NAMED))}): give one of them, e.g. `{show(folder / found[0])}`."
         )
     return MissingFileError(
         f"{show(folder)}: a folder without config.json, expected a Hugging Face folder with config.json and safetensors weights. "

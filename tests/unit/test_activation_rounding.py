@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantscope.diagnose.activation_rounding import READ_BY, TAP_OF, ExactAt, _several, activation_rounding, channels
+from quantscope.diagnose.activation_rounding import TAP_OF, ExactAt, _several, activation_rounding, channels
 from quantscope.images import Images, Requantized
 from quantscope.metrics import first_argmax
 from quantscope.model.forward import forward
 from quantscope.model.ggml_arithmetic import ggml_arithmetic
-from quantscope.model.taps import tap_names
+from quantscope.model.taps import READ_BY, tap_names
 from quantscope.qtypes import QTYPES
 from quantscope.sources.resolve import open_source
 from quantscope.weights import Weights

@@ -68,7 +68,7 @@ def test_every_case_is_counted_once(files: list[File]) -> None:
 
 def test_a_wrong_verdict_lowers_the_rates(files: list[File], monkeypatch: pytest.MonkeyPatch) -> None:
     wrong_one = Candidate((Instance(next(f for f in FAULTS if f.name == "rope-stuck")),), None, 1.0, 1.0, True)
-    found = Search("values", ("embd",), 1, (wrong_one,), 1)
+    found = Search("values", ("embd",), (wrong_one,), 1)
     monkeypatch.setattr(faults, "search", lambda *args, **more: found)
     monkeypatch.setattr(faults, "find", lambda *args, **more: Causes(5, (Named(wrong_one.faults[0], "embd"),), searched=found))
     report = run(files)

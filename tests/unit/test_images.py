@@ -44,7 +44,7 @@ def test_errors_name_the_tensor() -> None:
 
 def test_encoded_once_until_let_go(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    monkeypatch.setattr(module, "encoded", lambda x, qtype, name: made.append(name) or encoded(x, qtype, name))
+    monkeypatch.setattr(module, "encoded", lambda x, qtype, name, *more: made.append(name) or encoded(x, qtype, name, *more))
     images = Images(weights)
     pair = [requantized(images), requantized(images)]
     for provider in pair * 2:
