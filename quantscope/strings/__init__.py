@@ -1,0 +1,1 @@
+"""Catalogues: one module a language, with STRINGS = {English template: its template}."""
