@@ -107,7 +107,7 @@ class Requantized(OnTop):
         return self.images.rows(name, ids, self.types.get(name))
 
     def layer(self, i: int) -> Mapping[str, Tensor]:
-        return LazyTensors(self.layer_names(i), self._get)
+        return LazyTensors(self.layer_names(i), self._get, lambda name, n: self._get(name, slice(n, n + 1))[0])
 
     def top(self, ids: slice = ALL_IDS) -> Mapping[str, Tensor]:
         return top_tensors(self.top_names(), ids, self._get)

@@ -26,14 +26,24 @@ from quantscope.sources.base import RawTensor, Source, missing_tensor, show
 
 ROPE_FREQS = "rope_freqs.weight"
 ALL_IDS = slice(None)
+NOT_OF_THE_HEAD = ("token_embd.weight", ROPE_FREQS)
 BY_ID = ("output.weight", "output.bias")  # tensors of the head with one row per token id
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Tensors by local name, each made when it is asked for: a matrix lives as long as its product takes, no longer."""
+    """Tensors by local name, each made when it is asked for: a matrix lives as long as its product takes, no longer.
 
-    def __init__(self, names: Mapping[str, str], make: Callable[[str], Tensor]) -> None:
-        self._names, self._make = names, make
+    part: how one matrix of a stack of them, [n,out,in], is made without the others.
+    """
+
+    def __init__(
+        self, names: Mapping[str, str], make: Callable[[str], Tensor], part: Callable[[str, int], Tensor] | None = None
+    ) -> None:
+        self._names, self._make, self._part = names, make, part
+
+    def part(self, local: str, n: int) -> Tensor:
+        """Matrix n of a stack."""
+        return self[local][n] if self._part is None else self._part(self._names[local], n)
 
     def __getitem__(self, local: str) -> Tensor:
         return self._make(self._names[local])
@@ -147,10 +157,11 @@ class Weights:
         for name, row in self._table():
             if row.flag is not None and config.biases is not None and row.flag not in config.biases:
                 continue
+            replaced = bool(row.unless) and f"{name.removesuffix(row.name)}{row.unless}" in self._stored
             made = name == ROPE_FREQS and config.rope.llama3 is not None
-            if name in self._stored or made:
+            if (name in self._stored or made) and not replaced:
                 found[name] = row
-            elif row.needed or row.flag in (config.biases or ()) or name == "output.weight":
+            elif not replaced and (row.needed or row.flag in (config.biases or ()) or name == "output.weight"):
                 raise self._missing(name)
         return found
 
@@ -161,7 +172,8 @@ class Weights:
                 yield row.name, row
         for i in range(self.config.n_layer):
             for row in self._spec.layer:
-                yield f"blk.{i}.{row.name}", row
+                if row.exists(self.config, i):
+                    yield f"blk.{i}.{row.name}", row
 
     def _check_stored(self) -> None:
         """Shapes as the metadata say, types that hold weights."""
@@ -175,7 +187,7 @@ class Weights:
                     f"type. It is packed in a way of its own (GPTQ, AWQ, bitsandbytes ...): take the original F16 or BF16 weights, or a "
                     f"GGUF file of this model."
                 )
-            if stored.shape != expected:
+            if _squeezed(stored.shape) != _squeezed(expected):
                 raise ShapeError(
                     f"{show(self.source.path)}: tensor {name!r} has the shape {list(stored.shape)}, expected {list(expected)} "
                     f"from the metadata. The header and the weights are of different models, or the file was converted wrongly: "
@@ -240,9 +252,9 @@ class Weights:
         """Some consecutive rows of ``get(name)``; only these are decoded, unless the tensor is held or has its rows reordered."""
         if ids == ALL_IDS or self._kept is not None or self._permuted(name):
             return self.get(name)[ids]
-        raw = self._stored[name]
-        blocks = self.source.raw(raw.name).reshape(raw.shape[0], -1)[ids]  # [rows, bytes of a row]
-        part = torch.from_numpy(decode(blocks.reshape(-1), raw.qtype)).reshape(-1, *raw.shape[1:])
+        raw, shape = self._stored[name], self.shape(name)
+        blocks = self.source.raw(raw.name).reshape(shape[0], -1)[ids]  # [rows, bytes of a row]
+        part = torch.from_numpy(decode(blocks.reshape(-1), raw.qtype)).reshape(-1, *shape[1:])
         self._check_finite_once(name, part, ids)
         return part.to(self.device)
 
@@ -263,11 +275,11 @@ class Weights:
 
     def top_names(self) -> dict[str, str]:
         """Local name → canonical name of what the head needs; "output.weight" is the embedding where tied."""
-        names = {n: n for n in ("output_norm.weight", "output.weight", "output.scale", "output.bias") if n in self._rows}
+        names = {row.name: row.name for row in self._spec.top if row.name in self._rows and row.name not in NOT_OF_THE_HEAD}
         return names | ({"output.weight": "token_embd.weight"} if self.config.tied else {})
 
     def layer(self, i: int) -> Mapping[str, Tensor]:
-        return LazyTensors(self.layer_names(i), self.get)
+        return LazyTensors(self.layer_names(i), self.get, lambda name, n: self.band(name, slice(n, n + 1))[0])
 
     def top(self, ids: slice = ALL_IDS) -> Mapping[str, Tensor]:
         return top_tensors(self.top_names(), ids, self.band)
@@ -280,7 +292,7 @@ class Weights:
         if name not in self._stored and llama3 is not None:
             return llama3_factors(self.config.rope.theta, self.config.rope.dim, llama3)
         raw = self._stored[name]
-        tensor = torch.from_numpy(decode(self.source.raw(raw.name), raw.qtype)).reshape(raw.shape)
+        tensor = torch.from_numpy(decode(self.source.raw(raw.name), raw.qtype)).reshape(self.shape(name))
         self._check_finite_once(name, tensor, ALL_IDS)
         if self._permuted(name):
             return interleave_rows(tensor, tensor.shape[0] // self.config.head_dim)
@@ -311,6 +323,13 @@ class Weights:
             f"are not finite), expected finite numbers. The training diverged, or the conversion overflowed (BF16 weights written "
             f"as F16 do): convert the original again with `--outtype bf16` or `f32`."
         )
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without leading axes of length 1, which a GGUF file does not store."""
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 def interleave_rows(w: Tensor, n_head: int) -> Tensor:

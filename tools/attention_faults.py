@@ -11,6 +11,7 @@ from torch import Tensor
 from quantscope.arch.config import RopeConfig
 from quantscope.model import ops, rope
 from quantscope.model.arithmetic import Arithmetic
+from quantscope.model.ops import PLAIN, Scores
 from quantscope.model.forward import KVCache
 from quantscope.model.rope import RopeTables
 
@@ -26,14 +27,14 @@ class OtherRope(Arithmetic):
 
 
 class OtherScale(Arithmetic):
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
         return ops.causal_attention(q, k, v, 1.0)
 
 
 class ByHand(Arithmetic):
     """Attention written out, [B,H,T,S] scores given to ``mix``."""
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
         G, T, S = q.shape[2] // k.shape[2], q.shape[1], k.shape[1]
         q, k, v = (z.transpose(1, 2) for z in (q, k.repeat_interleave(G, 2), v.repeat_interleave(G, 2)))  # [B,H,T,D]
         future = torch.ones(T, S, dtype=torch.bool).triu(S - T + 1)

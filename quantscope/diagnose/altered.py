@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from quantscope.arch.config import RopeConfig
+from quantscope.arch.config import Activation, RopeConfig
 from quantscope.model.arithmetic import Arithmetic
+from quantscope.model.ops import PLAIN, Scores, biased, with_sinks
 from quantscope.model.rope import RopeTables
 from quantscope.weights import WeightProvider
 
@@ -49,14 +50,23 @@ class Altered(Arithmetic):
     def rms_norm(self, x: Tensor, w: Mapping[str, Tensor], name: str, eps: float) -> Tensor:
         return self._do("rms_norm", x, w, name, eps)  # type: ignore[no-any-return]
 
+    def layer_norm(self, x: Tensor, w: Mapping[str, Tensor], name: str, eps: float) -> Tensor:
+        return self.inner.layer_norm(x, w, name, eps)
+
+    def expert_linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, e: int) -> Tensor:
+        return self.inner.expert_linear(x, w, name, e)
+
+    def activate(self, kind: Activation, gate: Tensor, up: Tensor | None) -> Tensor:
+        return self.swiglu(gate, up) if kind == "silu" and up is not None else self.inner.activate(kind, gate, up)
+
     def linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = False) -> Tensor:
         return self._do("linear", x, w, name, scale_last=scale_last)  # type: ignore[no-any-return]
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        return self._do("attention", q, k, v, scale)  # type: ignore[no-any-return]
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
+        return self._do("attention", q, k, v, scale, how)  # type: ignore[no-any-return]
 
-    def attention_map(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
-        return self._do("attention_map", q, k, scale)  # type: ignore[no-any-return]
+    def attention_map(self, q: Tensor, k: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
+        return self._do("attention_map", q, k, scale, how)  # type: ignore[no-any-return]
 
     def weighted_values(self, probs: Tensor, v: Tensor) -> Tensor:
         return self._do("weighted_values", probs, v)  # type: ignore[no-any-return]
@@ -147,17 +157,21 @@ class _Attention(Altered):
         super().__init__(inner)
         self.settings = settings
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
         if replace(self.settings, factor=1.0) == Attending():
-            return self.inner.attention(q, k, v, scale * self.settings.factor)
-        return self.weighted_values(self.attention_map(q, k, scale), v)
+            return self.inner.attention(q, k, v, scale * self.settings.factor, how)
+        return self.weighted_values(self.attention_map(q, k, scale, how), v)
 
-    def attention_map(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+    def attention_map(self, q: Tensor, k: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
         s, T, S = self.settings, q.shape[1], k.shape[1]
         q, k = self._parted(q), self._shared(self._parted(k), q.shape[2])  # [B,T,H,D], [B,S,H,D]
         scores = torch.einsum("bthd,bshd->bhts", q, k) * (scale * s.factor)
         at = torch.arange(S, device=q.device)
-        scores = scores.masked_fill(~s.sees(at[S - T :, None], at[None]), -torch.inf)
+        query, key = at[S - T :, None], at[None]
+        unseen = ~s.sees(query, key) | (key <= query - how.window if how.window else False)
+        scores = biased(scores, how, slice(None), scores.shape[1]).masked_fill(unseen, -torch.inf)
+        if how.sinks is not None and s.axis == -1:
+            return with_sinks(scores, how.sinks)
         return scores.softmax(s.axis).nan_to_num(0.0)  # over an axis with nothing to see
 
     def weighted_values(self, probs: Tensor, v: Tensor) -> Tensor:

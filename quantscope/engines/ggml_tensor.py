@@ -51,6 +51,12 @@ def name_and_op(address: int) -> tuple[str, str]:
     return t.name.decode("utf-8", "replace"), ggml_base().ggml_op_name(t.op).decode()
 
 
+def sources(address: int) -> list[str]:
+    """Names of the tensors that the one at this address is made of."""
+    t = GgmlTensor.from_address(address)
+    return [GgmlTensor.from_address(src).name.decode("utf-8", "replace") for src in t.src if src]
+
+
 def read(address: int) -> NDArray[Any] | None:
     """A contiguous copy of a tensor's values, row-major, without leading axes of length 1; None unless it holds float32 or int32."""
     t = GgmlTensor.from_address(address)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quantscope.engines.ggml_tensor import name_and_op, read
+from quantscope.engines.ggml_tensor import name_and_op, read, sources
 from quantscope.engines.node_names import VIEWS, TapNamer
 from quantscope.errors import EngineError
 from quantscope.qtypes import KVType
@@ -46,7 +46,7 @@ def has_amx() -> bool:
 class Observer(Protocol):
     """Asked about every node in order of evaluation, and shown the values of those it wants."""
 
-    def wants(self, name: str, op: str) -> bool: ...
+    def wants(self, name: str, op: str, sources: Sequence[str]) -> bool: ...
 
     def __call__(self, values: Values) -> None:
         """The values of the node it was asked about last."""
@@ -145,20 +145,15 @@ class LlamaSession:
 
     def taps(self, ids: Sequence[int]) -> tuple[dict[str, Values], Values]:
         """Every tap, [T,channels] or [H,T,T], and the logits [T,V]."""
-        keeper = _NodeKeeper(lambda name, op: True)
-        logits = self.decode(ids, keeper)
-        namer, taps = TapNamer(), {}
-        for node in keeper.nodes:
-            tap = namer(node.name, node.op)
-            if tap is not None:
-                taps[tap] = as_tap(tap, node.values, len(ids))
-        return taps, logits
+        keeper = _TapKeeper()
+        logits = self.decode(ids, TapObserver(keeper, len(ids)))
+        return {tap: x.numpy() for tap, x in keeper.taps.items()}, logits
 
     def _on_node(self, address: int, ask: bool, user_data: int) -> bool:
         """ggml_backend_sched_eval_callback: asked whether a node is wanted, then called when it is computed."""
         try:
             if ask:
-                return self._observer is not None and self._observer.wants(*name_and_op(address))
+                return self._observer is not None and self._observer.wants(*name_and_op(address), sources(address))
             values = read(address)
             if self._observer is not None and values is not None:
                 self._observer(values)
@@ -174,12 +169,25 @@ class _NodeKeeper:
         self.nodes: list[Node] = []
         self._wanted, self._asked = wanted, ("", "")
 
-    def wants(self, name: str, op: str) -> bool:
+    def wants(self, name: str, op: str, sources: Sequence[str]) -> bool:
         self._asked = name, op
         return op not in VIEWS and self._wanted(name, op)
 
     def __call__(self, values: Values) -> None:
         self.nodes.append(Node(*self._asked, values))
+
+
+class _TapKeeper:
+    """Keeps all taps; of two of one name the later one stays."""
+
+    def __init__(self) -> None:
+        self.taps: dict[str, torch.Tensor] = {}
+
+    def wants(self, name: str) -> bool:
+        return True
+
+    def __call__(self, name: str, x: torch.Tensor) -> None:
+        self.taps[name] = x
 
 
 class TapObserver:
@@ -189,8 +197,8 @@ class TapObserver:
         self._collect, self._n_tokens = collect, n_tokens
         self._namer, self._tap = TapNamer(), ""
 
-    def wants(self, name: str, op: str) -> bool:
-        tap = self._namer(name, op)
+    def wants(self, name: str, op: str, sources: Sequence[str]) -> bool:
+        tap = self._namer(name, op, sources)
         self._tap = tap or ""
         return tap is not None and bool(self._collect.wants(tap))
 

@@ -1,40 +1,124 @@
 """Nodes of llama.cpp's graph → taps.
 
-    namer = TapNamer();  for every node in order:  tap = namer(name, op)      "l_out-3", or None for a node that is no tap
+    namer = TapNamer();  for every node in order:  tap = namer(name, op, sources)      "l_out-3", or None for a node that is no tap
 
-A name occurs several times (product, scale, bias, RoPE) and the last one counts, except that q and k before RoPE are taps of their own.
-Not every architecture names the output projection: it is the last product, scale or sum between kqv_out and ffn_inp.
+A node that multiplies or adds a weight is known by the weight's name, whatever the architecture calls it: product, scale and bias of a
+linear layer are one tap, of which the last counts.  The others are known by their own name and operation.
 Source: ``cb(...)`` in llama.cpp's src/llama-graph.cpp and src/models/*.cpp.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS
 
-SUMS = ("MUL_MAT", "MUL", "ADD")  # what a linear layer is made of: product, scale, bias
+PRODUCTS = ("MUL_MAT", "MUL_MAT_ID", "MUL", "ADD", "ADD_ID", "DIV")  # what a layer's weights are used by
 VIEWS = ("RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE", "NONE")  # the same values again
-BEFORE_ROPE = {"Qcur": "Qcur_pre", "Kcur": "Kcur_pre"}
-AFTER_BIAS_OR_SCALE = {f"{name}_{part}": name for name in ("ffn_gate", "ffn_up") for part in ("b", "s")}
+SHOWN_VIEWS = {  # where only a view of a larger tensor has the name
+    "Qcur": "Qcur_pre",
+    "Kcur": "Kcur_pre",
+    "Vcur": "Vcur",
+    "ffn_moe_topk": "ffn_moe_topk",
+    "ffn_moe_weights_softmax": "ffn_moe_weights",
+}
+
+# weight of a layer → the tap of what it makes
+BY_WEIGHT = {
+    "attn_norm": "attn_norm",
+    "attn_norm_2": "attn_norm_2",
+    "attn_q": "Qcur_pre",
+    "attn_q_b": "Qcur_pre",
+    "attn_k": "Kcur_pre",
+    "attn_v": "Vcur",
+    "attn_qkv": "wqkv",
+    "attn_q_norm": "Qcur_normed",
+    "attn_k_norm": "Kcur_normed",
+    "attn_output": "attn_out",
+    "ffn_norm": "ffn_norm",
+    "ffn_gate": "ffn_gate",
+    "ffn_up": "ffn_up",
+    "ffn_down": "ffn_out",
+    "ffn.act": "ffn_swiglu",
+    "post_ffw_norm": "ffn_post_norm",
+    "ffn_gate_inp": "ffn_moe_logits",
+    "ffn_gate_exps": "ffn_moe_gate",
+    "ffn_up_exps": "ffn_moe_up",
+    "ffn_down_exps": "ffn_moe_down",
+    "ffn_gate_shexp": "ffn_gate",
+    "ffn_up_shexp": "ffn_up",
+    "ffn_down_shexp": "ffn_shexp",
+    "token_embd_norm": EMBD,
+}
+# These come after the attention in some architectures, and before the feed-forward in others.
+AFTER_OR_BEFORE = ("post_attention_norm", "attn_output_norm")
+
+# (name, operations) → tap, of nodes without a weight
+ACTIVATIONS = ("ffn_swiglu", "ffn_silu", "ffn_geglu", "ffn_gelu", "ffn_reglu", "ffn_relu", "ffn_sqr(relu)", "ffn_swiglu_oai")
+BY_NAME: dict[str, tuple[tuple[str, ...], str]] = {
+    EMBD: (("GET_ROWS", "SCALE"), EMBD),
+    "inp_scaled": (("SCALE",), EMBD),
+    "inpL": (("ADD",), EMBD),
+    "attn_norm": (("NORM", "RMS_NORM"), "attn_norm"),
+    "ffn_norm": (("NORM", "RMS_NORM"), "ffn_norm"),
+    "result_norm": (("NORM", "RMS_NORM", "MUL", "ADD"), "result_norm"),
+    "Qcur_clamped": (("CLAMP",), "Qcur_pre"),
+    "Kcur_clamped": (("CLAMP",), "Kcur_pre"),
+    "Vcur_clamped": (("CLAMP",), "Vcur"),
+    "wqkv_clamped": (("CLAMP",), "wqkv"),
+    "Qcur": (("ROPE",), "Qcur"),
+    "Kcur": (("ROPE",), "Kcur"),
+    "kq_soft_max": (("SOFT_MAX",), "kq_soft_max"),
+    "kqv_out": (("CONT",), "kqv_out"),
+    "ffn_inp": (("ADD",), "ffn_inp"),
+    "sa_out": (("ADD",), "ffn_inp"),
+    "ffn_out": (("ADD",), "ffn_out"),
+    "l_out": (("ADD",), "l_out"),
+    "ffn_moe_probs": (("SOFT_MAX", "UNARY"), "ffn_moe_probs"),
+    "ffn_moe_weights": (("GET_ROWS",), "ffn_moe_weights"),
+    "ffn_moe_weights_norm": (("DIV",), "ffn_moe_weights"),
+    "ffn_moe_weights_scaled": (("SCALE",), "ffn_moe_weights"),
+    "ffn_moe_out": (("ADD", "CONT"), "ffn_moe_out"),
+    "ffn_shexp_out": (("MUL",), "ffn_shexp_out"),
+    **{name: (("GLU", "UNARY", "SQR"), "ffn_swiglu") for name in ACTIVATIONS},
+    **{name.replace("ffn_", "ffn_moe_", 1): (("GLU", "UNARY", "SQR"), "ffn_moe_swiglu") for name in ACTIVATIONS},
+}
 
 
 class TapNamer:
     """Names the nodes of one graph; they must come in the order of evaluation."""
 
     def __init__(self) -> None:
-        self._projecting = ""  # the layer whose kqv_out was seen and whose ffn_inp was not
+        self._attending = False  # kqv_out was seen and what follows the attention was not
 
-    def __call__(self, name: str, op: str) -> str | None:
-        """The tap of a node by its name and operation (``MUL_MAT``, ``ROPE`` ...)."""
-        if op in VIEWS:
-            return None
+    def __call__(self, name: str, op: str, sources: Sequence[str] = ()) -> str | None:
+        """The tap of a node by its name, its operation (``MUL_MAT``, ``ROPE`` ...) and the names of the tensors it is made of."""
         stem, _, layer = name.partition("-")
-        stem = AFTER_BIAS_OR_SCALE.get(stem, stem)
-        if op in SUMS:
-            stem = BEFORE_ROPE.get(stem, stem)
-        if stem in ("kqv_out", "ffn_inp"):
-            self._projecting = layer if stem == "kqv_out" else ""
-        elif self._projecting and op in SUMS:
-            return f"attn_out-{self._projecting}"
-        if layer.isdigit() and stem in LAYER_TAPS:
-            return f"{stem}-{layer}"
-        return stem if stem == EMBD or stem in HEAD_TAPS else None
+        if op in VIEWS:
+            return self._tap(SHOWN_VIEWS.get(stem) if op == "VIEW" or stem == "ffn_moe_weights_softmax" else None, layer)
+        weight = next((s for s in sources if s.startswith(("blk.", "output_norm.", "token_embd_norm."))), None)
+        if weight is not None and op in PRODUCTS:
+            return self._by_weight(weight)
+        if stem == HEAD_TAPS[1]:
+            return stem
+        ops, tap = BY_NAME.get(stem, ((), None))
+        if op not in ops or (stem == "ffn_out" and not any(s.startswith("ffn_moe_out") for s in sources)):
+            return None
+        self._attending = tap == "kqv_out" or (self._attending and tap != "ffn_inp")
+        return self._tap(tap, layer)
+
+    def _by_weight(self, weight: str) -> str | None:
+        if weight.startswith("output_norm."):
+            return HEAD_TAPS[0]
+        if weight.startswith("token_embd_norm."):
+            return EMBD
+        _, layer, stem = weight.rpartition(".")[0].split(".", 2)
+        if stem in AFTER_OR_BEFORE:
+            return self._tap("attn_post_norm" if self._attending else "ffn_norm", layer)
+        return self._tap(BY_WEIGHT.get(stem), layer)
+
+    @staticmethod
+    def _tap(stem: str | None, layer: str) -> str | None:
+        if stem in LAYER_TAPS:
+            return f"{stem}-{layer}" if layer.isdigit() else None
+        return stem

@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from quantscope.arch.config import RopeConfig
+from quantscope.arch.config import Activation, Norm, RopeConfig
 from quantscope.model import ops, rope
+from quantscope.model.ops import PLAIN, Scores, expert_matrix
 from quantscope.model.rope import RopeTables
 from quantscope.weights import LazyTensors, WeightProvider
 
@@ -40,16 +41,27 @@ class Arithmetic:
         return rope.rotate(x, tables)
 
     def rms_norm(self, x: Tensor, w: Mapping[str, Tensor], name: str, eps: float) -> Tensor:
-        return ops.rms_norm(x, w[f"{name}.weight"], eps)
+        return ops.rms_norm(x, w.get(f"{name}.weight"), eps)
+
+    def layer_norm(self, x: Tensor, w: Mapping[str, Tensor], name: str, eps: float) -> Tensor:
+        return ops.layer_norm(x, w.get(f"{name}.weight"), w.get(f"{name}.bias"), eps)
+
+    def norm(self, x: Tensor, w: Mapping[str, Tensor], name: str, kind: Norm, eps: float) -> Tensor:
+        """The norm of a model: x [...,E] → [...,E]."""
+        return self.rms_norm(x, w, name, eps) if kind == "rms" else self.layer_norm(x, w, name, eps)
 
     def linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = False) -> Tensor:
         return ops.linear(x, w, name, scale_last=scale_last)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        return ops.causal_attention(q, k, v, scale)
+    def expert_linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, e: int) -> Tensor:
+        """The product with the matrix of one expert: [n,in] → [n,out]."""
+        return ops.expert_linear(x, w, name, e)
 
-    def attention_map(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
-        return ops.attention_map(q, k, scale)
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
+        return ops.causal_attention(q, k, v, scale, how)
+
+    def attention_map(self, q: Tensor, k: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
+        return ops.attention_map(q, k, scale, how)
 
     def weighted_values(self, probs: Tensor, v: Tensor) -> Tensor:
         """The second half of ``attention``, from its first half: [B,H,T,S], [B,S,K,D] → [B,T,H,D]."""
@@ -57,6 +69,10 @@ class Arithmetic:
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         return ops.swiglu(gate, up)
+
+    def activate(self, kind: Activation, gate: Tensor, up: Tensor | None) -> Tensor:
+        """f(gate) · up, or f(gate) where the feed-forward has no gate."""
+        return self.swiglu(gate, up) if kind == "silu" and up is not None else ops.activate(kind, gate, up)
 
     def residual(self, h: Tensor, x: Tensor, branch: Literal["attn", "ffn"]) -> Tensor:
         """h + x, x what a branch adds to the stream."""
@@ -68,4 +84,4 @@ EXACT = Arithmetic()
 
 def cast(w: Mapping[str, Tensor], dtype: torch.dtype) -> Mapping[str, Tensor]:
     """The same tensors in another dtype, each converted when it is asked for."""
-    return LazyTensors({name: name for name in w}, lambda name: w[name].to(dtype))
+    return LazyTensors({name: name for name in w}, lambda name: w[name].to(dtype), lambda name, e: expert_matrix(w, name, e).to(dtype))

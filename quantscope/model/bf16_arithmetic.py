@@ -25,13 +25,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantscope.arch.config import RopeConfig
+from quantscope.arch.config import Activation, RopeConfig
+from quantscope.errors import UnsupportedFeatureError
 from quantscope.model import ops
 from quantscope.model.arithmetic import Arithmetic, cast
+from quantscope.model.ops import PLAIN, Scores
 from quantscope.model.rope import RopeTables, frequencies
 from quantscope.weights import WeightProvider
 
 BF16 = torch.bfloat16
+
+
+def unsupported(feature: str) -> UnsupportedFeatureError:
+    return UnsupportedFeatureError(
+        f"--arithmetic bf16: the model has {feature}, expected a model like llama, qwen2 or qwen3. What Transformers rounds there in "
+        f"bfloat16 is not emulated; use `--arithmetic exact`, or compare in float32 with `--engine transformers --dtype float32`."
+    )
 
 
 class Bf16Arithmetic(Arithmetic):
@@ -71,10 +80,23 @@ class Bf16Arithmetic(Arithmetic):
             return ops.linear(x, w, name, scale_last=scale_last).float()
         return F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias")).float()  # the bias is added before the sum is rounded
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        return self.weighted_values(self.attention_map(q, k, scale), v)
+    def layer_norm(self, x: Tensor, w: Mapping[str, Tensor], name: str, eps: float) -> Tensor:
+        raise unsupported("LayerNorm")
 
-    def attention_map(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+    def expert_linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, e: int) -> Tensor:
+        raise unsupported("a mixture of experts")
+
+    def activate(self, kind: Activation, gate: Tensor, up: Tensor | None) -> Tensor:
+        if kind != "silu" or up is None:
+            raise unsupported(f"the activation {kind}" if up is not None else f"a feed-forward without a gate ({kind})")
+        return self.swiglu(gate, up)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
+        return self.weighted_values(self.attention_map(q, k, scale, how), v)
+
+    def attention_map(self, q: Tensor, k: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
+        if not how.plain:
+            raise unsupported("attention with a window, a soft cap, ALiBi or sinks")
         T, S, G = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
         q, k = (z.to(BF16).transpose(1, 2) for z in (q, k.repeat_interleave(G, 2)))  # [B,H,T,D], [B,H,S,D]
         future = torch.full((T, S), -torch.inf, dtype=BF16, device=q.device).triu(S - T + 1)

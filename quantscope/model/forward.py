@@ -3,14 +3,15 @@
     h = embed(ids)      per layer: h = h + attention(norm(h)), h = h + ffn(norm(h))      logits = head(norm(h))
 
 Each stage is a pure function of the hidden state and that stage's weights, so several variants of a model can walk together
-while one layer's weights are in memory.  What an architecture adds (biases, scales, q/k norms) is present in the layer's
-weights or it is not: nothing here asks for the architecture's name.  Activations have the dtype of the weights.  How an operation is
+while one layer's weights are in memory.  What an architecture adds (biases, q/k norms, experts, a window) is present in the layer's
+weights or in the config, or it is not: nothing here asks for the architecture's name.  Activations have the dtype of the weights.  How an operation is
 computed is the business of ``arithmetic.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,30 +19,14 @@ from torch import Tensor
 from quantscope.arch.config import ModelConfig
 from quantscope.errors import PromptError
 from quantscope.model.arithmetic import EXACT, Arithmetic
+from quantscope.model.attention import KVCache, attention
+from quantscope.model.feed_forward import feed_forward
 from quantscope.model.ops import exact_matmul
 from quantscope.model.rope import RopeTables
-from quantscope.model.taps import Tap, at_layer, no_tap, wants
+from quantscope.model.taps import Tap, at_layer, no_tap
 from quantscope.weights import WeightProvider
 
-
-class KVCache:
-    """Keys (after RoPE) and values of the positions so far, [B,S,K,D] a layer."""
-
-    def __init__(self) -> None:
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def n_past(self) -> int:
-        """Positions held, S; 0 when empty."""
-        return self.layers[0][0].shape[1] if self.layers else 0
-
-    def append(self, i: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the new positions of layer i, [B,T,K,D] each, and return all of them."""
-        if i in self.layers:
-            k_past, v_past = self.layers[i]
-            k, v = torch.cat([k_past, k], dim=1), torch.cat([v_past, v], dim=1)
-        self.layers[i] = k, v
-        return k, v
+__all__ = ["KVCache", "Ropes", "check_ids", "embed", "forward", "head", "layer", "logits", "output_norm", "tables"]
 
 
 @torch.no_grad()
@@ -63,28 +48,59 @@ def forward(
     config, n_past = weights.config, cache.n_past if cache else 0
     check_ids(ids, config, n_past)
     with exact_matmul():
-        h = embed(ids, weights, tap, dtype=dtype, arithmetic=arithmetic)
-        rope = tables(h, weights, dtype=dtype, n_past=n_past, arithmetic=arithmetic)
+        h = embed(ids, weights, tap, dtype=dtype, n_past=n_past, arithmetic=arithmetic)
+        ropes = tables(h, weights, dtype=dtype, n_past=n_past, arithmetic=arithmetic)
         for i in range(config.n_layer):
-            h = layer(h, arithmetic.layer(weights, i, dtype), i, config, rope, tap, cache, arithmetic)
+            h = layer(h, arithmetic.layer(weights, i, dtype), i, config, ropes, tap, cache, arithmetic)
         return head(h, arithmetic.top(weights, dtype), config, tap, arithmetic)
 
 
 def embed(
-    ids: Tensor, weights: WeightProvider, tap: Tap = no_tap, *, dtype: torch.dtype = torch.float32, arithmetic: Arithmetic = EXACT
+    ids: Tensor,
+    weights: WeightProvider,
+    tap: Tap = no_tap,
+    *,
+    dtype: torch.dtype = torch.float32,
+    n_past: int = 0,
+    arithmetic: Arithmetic = EXACT,
 ) -> Tensor:
-    """Rows of token_embd.weight: ids [B,T] → [B,T,E]."""
+    """The input of the first layer: rows of token_embd.weight for the ids [B,T], scaled, with positions, normed → [B,T,E]."""
+    config, names = weights.config, weights.top_names()
     h = arithmetic.embed(weights, ids, dtype)  # [B,T,E]
+    if config.embedding_scale != 1:
+        h = h * config.embedding_scale
+    if "position_embd.weight" in names:
+        h = h + weights.rows("position_embd.weight", torch.arange(n_past, n_past + ids.shape[1])).to(dtype)  # [T,E]
+    if "token_embd_norm.weight" in names:
+        h = arithmetic.norm(h, arithmetic.top(weights, dtype), "token_embd_norm", config.block.norm, config.norm_eps)
     tap("embd", h)
     return h
 
 
+class Ropes(NamedTuple):
+    """The RoPE tables of a run: of the layers that see everything, and of those with a window; None where nothing turns."""
+
+    everywhere: RopeTables | None
+    windowed: RopeTables | None
+
+    def of(self, config: ModelConfig, i: int) -> RopeTables | None:
+        """The tables of layer i."""
+        if config.rope_of(i) is None:
+            return None
+        return self.windowed if config.window_of(i) else self.everywhere
+
+
 def tables(
     h: Tensor, weights: WeightProvider, *, dtype: torch.dtype = torch.float32, n_past: int = 0, arithmetic: Arithmetic = EXACT
-) -> RopeTables:
-    """RoPE tables of the positions n_past … n_past + T − 1 of h [B,T,E], on its device; the same for every layer."""
+) -> Ropes:
+    """RoPE tables of the positions n_past … n_past + T − 1 of h [B,T,E], on its device."""
+    config = weights.config
+    if config.rope.dim == 0:
+        return Ropes(None, None)
     positions = torch.arange(n_past, n_past + h.shape[1], device=h.device)
-    return arithmetic.rope_tables(weights.config.rope, positions, weights.rope_factors(), dtype)
+    everywhere = arithmetic.rope_tables(config.rope, positions, weights.rope_factors(), dtype)
+    own = config.window_rope
+    return Ropes(everywhere, everywhere if own is None else arithmetic.rope_tables(own, positions, None, dtype))
 
 
 def layer(
@@ -92,78 +108,62 @@ def layer(
     w: Mapping[str, Tensor],
     i: int,
     config: ModelConfig,
-    rope: RopeTables,
+    ropes: Ropes,
     tap: Tap = no_tap,
     cache: KVCache | None = None,
     m: Arithmetic = EXACT,
 ) -> Tensor:
     """One decoder layer: h [B,T,E], w the weights of layer i by local name ("attn_q.weight") → [B,T,E]."""
-    tap = at_layer(tap, i)
-    h = m.residual(h, attention(m.rms_norm(h, w, "attn_norm", config.norm_eps), w, i, config, rope, tap, cache, m), "attn")  # [B,T,E]
-    tap("ffn_inp", h)
-    h = m.residual(h, ffn(m.rms_norm(h, w, "ffn_norm", config.norm_eps), w, tap, m), "ffn")  # [B,T,E]
+    tap, b = at_layer(tap, i), config.block
+    x = normed(h, w, b.attn_norm, "attn_norm", config, tap, m)
+    y = normed(h, w, "attn_norm_2", "attn_norm_2", config, tap, m) if "attn_norm_2.weight" in w else x
+    attended = branch(attention(y, w, i, config, ropes.of(config, i), tap, cache, m), w, b.attn_post_norm, "attn_post_norm", config, tap, m)
+    if b.parallel:
+        x = normed(h, w, b.ffn_norm, "ffn_norm", config, tap, m) if b.ffn_norm else x
+    else:
+        h = m.residual(h, attended, "attn")  # [B,T,E]
+        tap("ffn_inp", h)
+        x = normed(h, w, b.ffn_norm, "ffn_norm", config, tap, m)
+    added = branch(feed_forward(x, w, config, tap, m), w, b.ffn_post_norm, "ffn_post_norm", config, tap, m)
+    h = m.residual(h, attended + added if b.parallel else added, "ffn")  # [B,T,E]
     tap("l_out", h)
     return h
 
 
-def attention(
-    x: Tensor,
-    w: Mapping[str, Tensor],
-    i: int,
-    config: ModelConfig,
-    rope: RopeTables,
-    tap: Tap = no_tap,
-    cache: KVCache | None = None,
-    m: Arithmetic = EXACT,
-) -> Tensor:
-    """Causal attention with grouped key/value heads: normed x [B,T,E] → [B,T,E]."""
-    tap("attn_norm", x)
-    q, k, v = (m.linear(x, w, name) for name in ("attn_q", "attn_k", "attn_v"))  # [B,T,H·D], [B,T,K·D] twice
-    for name, projected in (("Qcur_pre", q), ("Kcur_pre", k), ("Vcur", v)):
-        tap(name, projected)
-    q, k, v = (z.reshape(*z.shape[:2], -1, config.head_dim) for z in (q, k, v))  # [B,T,H,D], [B,T,K,D] twice
-    if "attn_q_norm.weight" in w:
-        q, k = m.rms_norm(q, w, "attn_q_norm", config.norm_eps), m.rms_norm(k, w, "attn_k_norm", config.norm_eps)
-        tap("Qcur_normed", q.flatten(-2))
-        tap("Kcur_normed", k.flatten(-2))
-    q, k = m.rotate(q, rope, "q"), m.rotate(k, rope, "k")
-    tap("Qcur", q.flatten(-2))
-    tap("Kcur", k.flatten(-2))
-    if cache is not None:
-        k, v = cache.append(i, k, v)  # [B,S,K,D]
-    if wants(tap, "kq_soft_max"):
-        tap("kq_soft_max", m.attention_map(q, k, config.kq_scale))  # [B,H,T,S]
-    mixed = m.attention(q, k, v, config.kq_scale).flatten(-2)  # [B,T,H·D]
-    tap("kqv_out", mixed)
-    out = m.linear(mixed, w, "attn_output")  # [B,T,E]
-    tap("attn_out", out)
-    return out
+def normed(h: Tensor, w: Mapping[str, Tensor], name: str, stem: str, config: ModelConfig, tap: Tap, m: Arithmetic) -> Tensor:
+    """norm(h) [B,T,E], shown as the tap ``stem``; h itself where the norm has no name."""
+    if not name:
+        return h
+    x = m.norm(h, w, name, config.block.norm, config.norm_eps)
+    tap(stem, x)
+    return x
 
 
-def ffn(x: Tensor, w: Mapping[str, Tensor], tap: Tap = no_tap, m: Arithmetic = EXACT) -> Tensor:
-    """down(silu(gate(x)) · up(x)): normed x [B,T,E] → [B,T,E]."""
-    tap("ffn_norm", x)
-    gate, up = (m.linear(x, w, name, scale_last=True) for name in ("ffn_gate", "ffn_up"))  # [B,T,F] each
-    tap("ffn_gate", gate)
-    tap("ffn_up", up)
-    act = m.swiglu(gate, up)  # [B,T,F]
-    tap("ffn_swiglu", act)
-    out = m.linear(act, w, "ffn_down", scale_last=True)  # [B,T,E]
-    tap("ffn_out", out)
-    return out
+def branch(x: Tensor, w: Mapping[str, Tensor], norm: str, stem: str, config: ModelConfig, tap: Tap, m: Arithmetic) -> Tensor:
+    """What a branch adds to the stream: x [B,T,E], normed and scaled where the model does that."""
+    x = normed(x, w, norm, stem, config, tap, m)
+    return x if config.residual_scale == 1 else x * config.residual_scale
 
 
 def head(h: Tensor, w: Mapping[str, Tensor], config: ModelConfig, tap: Tap = no_tap, m: Arithmetic = EXACT) -> Tensor:
     """Logits: h [B,T,E] → [B,T,V]; w holds "output_norm.weight" and "output.weight" (token_embd.weight where tied)."""
     x = output_norm(h, w, config, tap, m)  # [B,T,E]
-    logits = m.linear(x, w, "output")  # [B,T,V]
-    tap("result_output", logits)
-    return logits
+    y = logits(x, w, config, m)  # [B,T,V]
+    tap("result_output", y)
+    return y
+
+
+def logits(x: Tensor, w: Mapping[str, Tensor], config: ModelConfig, m: Arithmetic = EXACT) -> Tensor:
+    """The output matrix, scaled and capped where the model does that: normed x [...,E] → [...,V]."""
+    y = m.linear(x, w, "output")
+    if config.logit_scale != 1:
+        y = y * config.logit_scale
+    return config.logit_softcap * (y / config.logit_softcap).tanh() if config.logit_softcap else y
 
 
 def output_norm(h: Tensor, w: Mapping[str, Tensor], config: ModelConfig, tap: Tap = no_tap, m: Arithmetic = EXACT) -> Tensor:
     """The norm before the output matrix: h [B,T,E] → [B,T,E]."""
-    x = m.rms_norm(h, w, "output_norm", config.norm_eps)  # [B,T,E]
+    x = m.norm(h, w, "output_norm", config.block.norm, config.norm_eps)  # [B,T,E]
     tap("result_norm", x)
     return x
 

@@ -10,6 +10,8 @@ What is rounded, all in float32 otherwise:
                                  rounded to the type of the first
     RoPE                         the angle: θ is multiplied up in float32, pair by pair
 
+    GELU                         a table of float16: its argument and its value, where |x| < 10
+
 RMSNorm, softmax and SwiGLU are float32 as everywhere, in ggml's order of operations: where an activation lies between two codes, a
 difference in the last place decides which it becomes, and some layers later that is no small difference any more.  So the order of ggml's
 AVX2 code is followed throughout (docs/decisions/0008-ggml-arithmetic.md).
@@ -27,10 +29,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantscope.arch.config import RopeConfig
+from quantscope.arch.config import Activation, RopeConfig
 from quantscope.images import Requantized
 from quantscope.model import ops
 from quantscope.model.arithmetic import Arithmetic
+from quantscope.model.ops import PLAIN, Scores
 from quantscope.model.rope import RopeTables, yarn_ramp
 from quantscope.qtypes import KVType, QuantType
 from quantscope.quants.dots import product
@@ -52,14 +55,14 @@ class StoredTensors(LazyTensors):
     """The tensors of a layer, decoded when asked for, and how the file stores them."""
 
     def __init__(self, names: Mapping[str, str], tensors: Mapping[str, Tensor], weights: WeightProvider) -> None:
-        super().__init__({name: name for name in tensors}, tensors.__getitem__)
+        super().__init__({name: name for name in tensors}, tensors.__getitem__, lambda name, n: ops.expert_matrix(tensors, name, n))
         self._canonical, self._weights = names, weights
 
     def type_of(self, local: str) -> QuantType:
         return _type_of(self._weights, self._canonical[local])
 
     def rows_of(self, local: str) -> Bytes:
-        """The rows of a matrix of a block type as they are stored, uint8 [out, bytes of a row]."""
+        """The rows of a matrix of a block type as they are stored, uint8 [out, bytes of a row]; of a stack of them [n, out · bytes]."""
         return _rows_of(self._weights, self._canonical[local])
 
 
@@ -93,12 +96,25 @@ class GgmlArithmetic(Arithmetic):
         mean = ((x * x).sum(-1, keepdim=True, dtype=torch.float64) / x.shape[-1]).float().numpy()
         return x * torch.from_numpy(1 / np.sqrt(mean + np.float32(eps))) * w[f"{name}.weight"]  # torch's root can be off by one unit
 
+    def layer_norm(self, x: Tensor, w: Mapping[str, Tensor], name: str, eps: float) -> Tensor:
+        """Mean and variance in float32."""
+        centred = x - x.mean(-1, keepdim=True)
+        normed = centred * (1 / (centred.square().mean(-1, keepdim=True) + eps).sqrt())
+        weight, bias = w.get(f"{name}.weight"), w.get(f"{name}.bias")
+        normed = normed if weight is None else normed * weight
+        return normed if bias is None else normed + bias
+
     def linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = False) -> Tensor:
         assert isinstance(w, StoredTensors)  # what layer() and top() give
         return ops.scaled_and_shifted(_product(x, w, f"{name}.weight"), w, name, scale_last=scale_last)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        return self._mixed(self._probabilities(q, k, scale), v)
+    def expert_linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, e: int) -> Tensor:
+        """A row at a time, as ``ggml_mul_mat_id`` does."""
+        assert isinstance(w, StoredTensors)
+        return ops.expert_scaled_and_shifted(_expert_product(x, w, f"{name}.weight", e), w, name, e)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
+        return self._mixed(self._probabilities(q, k, scale, how), v)
 
     def weighted_values(self, probs: Tensor, v: Tensor) -> Tensor:
         filled = F.pad(probs, (0, -probs.shape[-1] % 16))  # [B,H,T,S₁₆]
@@ -114,27 +130,56 @@ class GgmlArithmetic(Arithmetic):
             mixed.append(torch.from_numpy(out).reshape(-1, T, out.shape[-1]))  # [G,T,D]
         return torch.cat(mixed).reshape(len(v), -1, *mixed[0].shape[1:]).transpose(1, 2)  # [B,T,H,D]
 
-    def attention_map(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
-        probs = torch.cat(list(self._probabilities(q, k, scale)))  # [B·H,T,S₁₆]
+    def attention_map(self, q: Tensor, k: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
+        probs = torch.cat(list(self._probabilities(q, k, scale, how)))  # [B·H,T,S₁₆]
         return probs.reshape(len(q), -1, *probs.shape[1:])[..., : k.shape[1]]
 
-    def _probabilities(self, q: Tensor, k: Tensor, scale: float) -> Iterator[Tensor]:
+    def _probabilities(self, q: Tensor, k: Tensor, scale: float, how: Scores = PLAIN) -> Iterator[Tensor]:
         """softmax(q·kᵀ·scale + mask): [B,T,H,D], [B,S,K,D] → B·K times [H/K,T,S₁₆], the keys filled up to a multiple of 16."""
         T, S, n_kv = q.shape[1], k.shape[1], k.shape[2]
         queries = q.reshape(len(q), T, n_kv, -1, q.shape[-1]).permute(0, 2, 3, 1, 4).flatten(0, 1)  # [B·K,G,T,D]
-        for group, keys in zip(queries, k.transpose(1, 2).flatten(0, 1), strict=True):
+        for n, (group, keys) in enumerate(zip(queries, k.transpose(1, 2).flatten(0, 1), strict=True)):
             columns = F.pad(self._cached(keys), (0, 0, 0, -S % 16))  # [S₁₆,D]
             rows = self._cached(group).reshape(-1, group.shape[-1])  # [G·T,D]
             scores = float_product(rows.numpy(), columns.numpy(), by_rows=T == 1 or self.kv == "F32").reshape(-1, T, len(columns))
-            softmax(scores, scale, S - T)
-            yield torch.from_numpy(scores)
+            if how.plain:
+                softmax(scores, scale, S - T)
+                yield torch.from_numpy(scores)
+            else:
+                heads = slice(n % n_kv * len(group), (n % n_kv + 1) * len(group))
+                yield _probabilities_of(torch.from_numpy(scores), scale, how, heads, q.shape[2], S)
 
     def _cached(self, x: Tensor) -> Tensor:
         """Rounded to the type of the cache: what is in it, and what is multiplied with it."""
         return x if self.kv == "F32" else x.half().float()
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        return torch.from_numpy(swiglu(gate.numpy(), up.numpy()))
+        return torch.from_numpy(swiglu(gate.contiguous().numpy(), up.contiguous().numpy()))
+
+    def activate(self, kind: Activation, gate: Tensor, up: Tensor | None) -> Tensor:
+        if kind != "gelu":
+            return super().activate(kind, gate, up)
+        made = torch.where(gate.abs() < GELU_TABLE, ops.activate("gelu", gate.half().float(), None).half().float(), F.relu(gate))
+        return made if up is None else made * up
+
+
+GELU_TABLE = 10.0  # [−10, 10] is what the table is used for
+
+
+def _probabilities_of(scores: Tensor, scale: float, how: Scores, heads: slice, n_head: int, S: int) -> Tensor:
+    """The softmax of scores [G,T,S₁₆] with a window, a soft cap, ALiBi or sinks; in float32, the order of its sums is torch's."""
+    seen = scores[..., :S] * scale  # [G,T,S]
+    probs = ops.probabilities(seen[None], how, heads, n_head)[0]
+    return F.pad(probs, (0, scores.shape[-1] - S))
+
+
+def _expert_product(x: Tensor, w: StoredTensors, name: str, e: int) -> Tensor:
+    """x · Wₑᵀ: x float32 [n,in] → [n,out]."""
+    kind = w.type_of(name)
+    if kind.name in LAYOUTS:
+        return torch.from_numpy(product(x.numpy(), w.rows_of(name)[e].reshape(-1, kind.row_bytes(x.shape[-1])), kind))
+    rounded = x.to(ROUNDED.get(kind.name, torch.float32)).float()
+    return torch.from_numpy(float_product(rounded.numpy(), w.part(name, e).numpy(), by_rows=True))
 
 
 def _product(x: Tensor, w: StoredTensors, name: str) -> Tensor:

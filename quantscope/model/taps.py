@@ -17,6 +17,8 @@ EMBD = "embd"  # [B,T,E] token embeddings, the input of layer 0
 # In the order of the graph, once a layer; `blk` i appends "-i".
 LAYER_TAPS = (
     "attn_norm",  # [B,T,E] normed input of the attention
+    "attn_norm_2",  # [B,T,E] only where the attention's norm is not that of the feed-forward beside it (falcon 40B)
+    "wqkv",  # [B,T,H·D+2K·D] only where q, k and v are one product
     "Qcur_pre",  # [B,T,H·D] q as projected (scale and bias included)
     "Kcur_pre",  # [B,T,K·D]
     "Vcur",  # [B,T,K·D]
@@ -27,12 +29,25 @@ LAYER_TAPS = (
     "kq_soft_max",  # [B,H,T,S] attention probabilities
     "kqv_out",  # [B,T,H·D] weighted values, before the output projection
     "attn_out",  # [B,T,E]
-    "ffn_inp",  # [B,T,E] residual stream after the attention
+    "attn_post_norm",  # [B,T,E] only where what the attention adds is normed (gemma2)
+    "ffn_inp",  # [B,T,E] residual stream after the attention; none where the feed-forward runs beside it
     "ffn_norm",  # [B,T,E]
-    "ffn_gate",  # [B,T,F]
-    "ffn_up",  # [B,T,F]
-    "ffn_swiglu",  # [B,T,F] silu(gate) · up
+    "ffn_moe_logits",  # [B,T,X] of the router: X experts
+    "ffn_moe_probs",  # [B,T,X]
+    "ffn_moe_topk",  # [B,T,n_used] numbers of the chosen experts, the most probable first
+    "ffn_moe_weights",  # [B,T,n_used] what their outputs are multiplied by
+    "ffn_moe_gate",  # [B,T,n_used·M] of the chosen experts one after the other
+    "ffn_moe_up",  # [B,T,n_used·M]
+    "ffn_moe_swiglu",  # [B,T,n_used·M]
+    "ffn_moe_down",  # [B,T,n_used·E]
+    "ffn_moe_out",  # [B,T,E] their weighted sum
+    "ffn_gate",  # [B,T,F] of a layer with experts: of the shared ones, [B,T,S]
+    "ffn_up",  # [B,T,F]; [B,T,2F] where gate and up are one product
+    "ffn_swiglu",  # [B,T,F] silu(gate) · up, or what the model has in its place: GELU, ReLU² ...
+    "ffn_shexp",  # [B,T,E] of the shared experts
+    "ffn_shexp_out",  # [B,T,E] the same times a gate of its own (qwen2moe)
     "ffn_out",  # [B,T,E]
+    "ffn_post_norm",  # [B,T,E] only where what the feed-forward adds is normed
     "l_out",  # [B,T,E] residual stream after the layer
 )
 HEAD_TAPS = ("result_norm", "result_output")  # [B,T,E], [B,T,V] logits
