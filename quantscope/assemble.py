@@ -86,11 +86,12 @@ def base_info(base: KldBase, record: Record) -> BaseInfo:
 def layer_rows(stage: Stage, record: Record, member: int) -> tuple[LayerRow, ...]:
     """The layer table of one variant; with the errors where it is compared with an original."""
     config = stage.members[0].weights.config
-    at = dict(zip(tap_list(config), map(TapStats.from_vector, record["taps"][stage.row(member)]), strict=True))
+    at = dict(zip(tap_list(stage.members[0].weights), map(TapStats.from_vector, record["taps"][stage.row(member)]), strict=True))
     compared = stage.has_reference and member > 0
     rows = []
     for i in range(config.n_layer):
-        out, act, before = at[f"l_out-{i}"], at[f"ffn_swiglu-{i}"], at[f"l_out-{i - 1}" if i else EMBD]
+        act = at.get(f"ffn_moe_swiglu-{i}", at[f"ffn_swiglu-{i}"])  # of a layer with experts: of those that are in use
+        out, before = at[f"l_out-{i}"], at[f"l_out-{i - 1}" if i else EMBD]
         row = LayerRow(i, before.rms, out.rms, out.mean, swiglu_rms=act.rms, swiglu_mean=act.mean)
         rows.append(replace(row, nmse=out.nmse, sqnr_db=out.sqnr_db, cos_sim=out.cos_sim) if compared else row)
     return tuple(rows)
@@ -100,7 +101,7 @@ def op_rows(stage: Stage, record: Record, member: int) -> tuple[OpRow, ...]:
     """Every tap of one variant over the whole input; taps the architecture lacks have no row."""
     rows = []
     compared = stage.has_reference and member > 0
-    for name, vector in zip(tap_list(stage.members[0].weights.config), record["taps"][stage.row(member)], strict=True):
+    for name, vector in zip(tap_list(stage.members[0].weights), record["taps"][stage.row(member)], strict=True):
         tap, dash, number = name.rpartition("-")
         if TapStats.from_vector(vector).n:
             rows.append(op_row(tap if dash else name, int(number) if dash else None, vector, compared=compared))

@@ -20,11 +20,13 @@ from quantscope.errors import NonFiniteError, UsageError
 from quantscope.imatrix import Entry, Imatrix
 from quantscope.inputs import Input, read_inputs
 from quantscope.lockstep import Member, walk
-from quantscope.model.taps import READ_IN_LAYER
+from quantscope.model.wiring import readers
 from quantscope.plan import slices
 from quantscope.results import PlanInfo, StudyOptions, TextInfo
 from quantscope.variants import line_up, lineup_plan
 from quantscope.weights import WeightProvider
+
+ROUTER = "ffn_gate_inp"  # never quantized
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,9 @@ def _inputs(weights: WeightProvider, process_output: bool) -> Iterator[tuple[str
     """(tap, canonical names of the matrices that multiply it)."""
     for i in range(weights.config.n_layer):
         names = weights.layer_names(i)
-        for tap, matrices in READ_IN_LAYER.items():
-            yield f"{tap}-{i}", tuple(names[f"{m}.weight"] for m in matrices)
+        for tap, matrices in readers(weights.config, i, names).items():
+            if wanted := tuple(names[f"{m}.weight"] for m in matrices if m != ROUTER):
+                yield tap, wanted
     if process_output:
         yield "result_norm", (weights.top_names()["output.weight"],)
 

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from quantscope.model.arithmetic import cast
-from quantscope.model.forward import check_ids, embed, layer, output_norm, tables
-from quantscope.model.ops import exact_matmul, linear
-from quantscope.model.rope import RopeTables
+from quantscope.model.forward import Ropes, check_ids, embed, layer, logits, output_norm, tables
+from quantscope.model.ops import exact_matmul
 from quantscope.weights import WeightProvider
 
 
@@ -130,7 +129,7 @@ class _Walk:
                 self.hidden[m][part] = x
         self._let_go(["token_embd.weight"])
 
-    def _layer(self, i: int, ropes: Sequence[RopeTables]) -> None:
+    def _layer(self, i: int, ropes: Sequence[Ropes]) -> None:
         for part in self._parts():
             for m, member in enumerate(self.members):
                 w = cast(member.weights.layer(i), member.dtype)
@@ -152,7 +151,7 @@ class _Walk:
             for a in range(0, self.n_vocab, self.slices.ids):
                 ids = slice(a, min(a + self.slices.ids, self.n_vocab))
                 tops = [cast(m.weights.top(ids), m.dtype) for m in self.members]
-                self.observer.logits(start, a, [linear(x, w, "output") for x, w in zip(states, tops, strict=True)])
+                self.observer.logits(start, a, [logits(x, w, m.weights.config) for x, w, m in zip(states, tops, self.members, strict=True)])
         self._let_go(self._names(self.n_layer))
 
     def _parts(self) -> Iterator[slice]:

@@ -23,22 +23,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantscope.arch.config import ModelConfig
 from quantscope.logit_sums import LogitSums
 from quantscope.metrics import first_argmax, rank
-from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS
+from quantscope.model.taps import EMBD, HEAD_TAPS, graph_order, stem_of, tap_names
+from quantscope.model.wiring import model_taps
 from quantscope.tap_stats import empty, fold, measure, merge
+from quantscope.weights import WeightProvider
 
 Record: TypeAlias = dict[str, NDArray[Any]]
 
 NEXT_FIELDS = ("id", "logit", "rank", "rank_in_original", "prob")
-UNMEASURED = ("kq_soft_max",)  # [B,H,T,S]: too large to keep, and no signal with channels
+UNMEASURED = ("kq_soft_max", "ffn_moe_topk")  # [B,H,T,S], too large to keep; numbers of experts: no signals with channels
 
 
-def tap_list(config: ModelConfig) -> tuple[str, ...]:
-    """The taps that are measured, in graph order; those an architecture lacks stay empty."""
-    names = [name for name in LAYER_TAPS if name not in UNMEASURED]
-    return (EMBD, *(f"{name}-{i}" for i in range(config.n_layer) for name in names), HEAD_TAPS[0])
+def tap_list(weights: WeightProvider) -> tuple[str, ...]:
+    """The taps that are measured, in graph order; those of USUAL_TAPS that an architecture lacks stay empty."""
+    there = {EMBD, *model_taps(weights), *tap_names(weights.config.n_layer)} - set(HEAD_TAPS[1:])
+    return tuple(sorted((tap for tap in there if stem_of(tap) not in UNMEASURED), key=graph_order))
 
 
 class Base(Protocol):

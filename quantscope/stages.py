@@ -165,7 +165,7 @@ def run_batch(stage: Stage, index: int, step: Callable[[int], None] = lambda n: 
     ids, members = stage.batch(index), stage.members
     meter = BatchMeter(
         ids,
-        tap_list(members[0].weights.config),
+        tap_list(members[0].weights),
         len(members),
         chunk0=index * stage.plan.chunks_per_batch,
         first=stage.first,

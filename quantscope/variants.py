@@ -15,7 +15,7 @@ from quantscope.images import Images, Requantized
 from quantscope.lockstep import Member
 from quantscope.plan import Types, plan_of
 from quantscope.qtypes import QuantType
-from quantscope.recipes import ModelFacts, TensorShape, assign_types, preset_name
+from quantscope.recipes import ModelFacts, TensorShape, assign_types, facts_from_gguf, preset_name
 from quantscope.results import PlanInfo, StudyOptions
 from quantscope.sources.base import Source
 from quantscope.sources.resolve import open_source
@@ -177,9 +177,9 @@ def _shared(whole: Candidate, images: Images) -> Candidate:
 
 def _quantized(images: Images, whole: Candidate, preset: str) -> Candidate:
     """A preset of the original, in memory; tensors that keep their type are shared, not re-encoded."""
-    weights, c = images.weights, images.weights.config
+    weights = images.weights
     tensors = [TensorShape(n, weights.shape(n), t) for n, t in whole.types.items()]
-    types = assign_types(preset, tensors, ModelFacts(c.arch, c.n_layer, c.n_head, c.n_head_kv))
+    types = assign_types(preset, tensors, facts_of(weights))
     changed = {n: t for n, t in types.items() if t != whole.types[n]}
     size = whole.file_bytes + _padded_bytes(weights, types) - _padded_bytes(weights, whole.types)
     return Candidate(
@@ -190,6 +190,14 @@ def _quantized(images: Images, whole: Candidate, preset: str) -> Candidate:
         None,
         weights.source,
     )
+
+
+def facts_of(weights: Weights) -> ModelFacts:
+    """What the presets ask about a model: of a GGUF file by its own header, as llama-quantize does."""
+    c = weights.config
+    if weights.source.format == "gguf":
+        return facts_from_gguf(weights.source.metadata)
+    return ModelFacts(c.arch, c.n_layer, c.n_head, c.n_head_kv, c.experts.n_expert if c.experts else 0)
 
 
 def _tensor_bytes(weights: Weights, name: str, qtype: QuantType) -> int:

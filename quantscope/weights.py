@@ -36,9 +36,7 @@ class LazyTensors(Mapping[str, Tensor]):
     part: how one matrix of a stack of them, [n,out,in], is made without the others.
     """
 
-    def __init__(
-        self, names: Mapping[str, str], make: Callable[[str], Tensor], part: Callable[[str, int], Tensor] | None = None
-    ) -> None:
+    def __init__(self, names: Mapping[str, str], make: Callable[[str], Tensor], part: Callable[[str, int], Tensor] | None = None) -> None:
         self._names, self._make, self._part = names, make, part
 
     def part(self, local: str, n: int) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 from quantscope.arch.config import RopeConfig
 from quantscope.model import ops, rope
 from quantscope.model.arithmetic import Arithmetic
-from quantscope.model.ops import PLAIN, Scores
 from quantscope.model.forward import KVCache
+from quantscope.model.ops import PLAIN, Scores
 from quantscope.model.rope import RopeTables
 
 

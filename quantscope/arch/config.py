@@ -65,6 +65,7 @@ class Block:
     qk_norm: Literal["before", "after"] = "before"  # RoPE
     qk_norm_over: Literal["head", "all"] = "head"  # what a norm of q and k takes its mean over: a head, or all of them
     activation: Activation = "silu"
+    fused: bool = False  # gate and up are one matrix, ffn_up [2F,E]
 
 
 @dataclass(frozen=True)

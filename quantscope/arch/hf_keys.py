@@ -126,10 +126,10 @@ def _rope(source: Source, c: Json, spec: ArchSpec, head_dim: int, n_ctx: int) ->
     given = {"rope_type": given.get("type") or "default", "rope_theta": c.values.get("rope_theta")} | given
     r = Json(source, given, "rope_parameters.")
     r.refuse(REFUSED_ROPE)
-    kind = given["rope_type"]
+    kind, layout = given["rope_type"], spec.rope or "half"
     theta = r.float32("rope_theta", 10000.0)
     if kind == "linear":
-        return RopeConfig(theta, head_dim, spec.rope, "linear", r.float32("factor"))
+        return RopeConfig(theta, head_dim, layout, "linear", r.float32("factor"))
     if kind == "yarn":
         return _yarn(r, theta, head_dim, spec, n_ctx)
     if kind == "llama3":
@@ -137,8 +137,8 @@ def _rope(source: Source, c: Json, spec: ArchSpec, head_dim: int, n_ctx: int) ->
             raise r.unsupported("rope_type", f"'default', 'linear' or 'yarn' for {spec.name}")
         orig = r.count("original_max_position_embeddings", n_ctx)
         llama3 = Llama3Scaling(r.number("factor"), r.number("low_freq_factor"), r.number("high_freq_factor"), orig)
-        return RopeConfig(theta, head_dim, spec.rope, llama3=llama3)
-    return RopeConfig(theta, head_dim, spec.rope)
+        return RopeConfig(theta, head_dim, layout, llama3=llama3)
+    return RopeConfig(theta, head_dim, layout)
 
 
 def _yarn(r: Json, theta: float, head_dim: int, spec: ArchSpec, n_ctx: int) -> RopeConfig:
@@ -150,7 +150,7 @@ def _yarn(r: Json, theta: float, head_dim: int, spec: ArchSpec, n_ctx: int) -> R
     return RopeConfig(
         theta,
         head_dim,
-        spec.rope,
+        spec.rope or "half",
         "yarn",
         factor,
         magnitude=r.float32("attention_factor", magnitude) if r.values.get("attention_factor") is not None else magnitude,

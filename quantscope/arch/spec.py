@@ -32,6 +32,7 @@ class Sizes(NamedTuple):
     n_expert_used: int
 
 
+LLAMA_BLOCK = Block()
 Defaults: TypeAlias = Callable[[Sizes], Mapping[str, object]]  # sizes → values of the metadata keys that a file leaves out
 
 
@@ -73,7 +74,7 @@ class ArchSpec:
     top: tuple[TensorRow, ...]
     layer: tuple[TensorRow, ...]
     hf_half_split: tuple[str, ...] = ()  # linears whose HF rows are in half-split order where the canonical ones are interleaved
-    block: Block = Block()
+    block: Block = LLAMA_BLOCK
     reads: frozenset[str] = frozenset()
     defaults: Defaults = lambda s: {}
     turns: Callable[[int, bool, bool], bool] = lambda i, windowed, any_windowed: True
@@ -117,12 +118,7 @@ TOP_LN = TOP + need(("output_norm.bias", "E"))
 ROPE_FREQS = may(("rope_freqs.weight", "R"))
 POSITIONS = need(("position_embd.weight", "PE"))
 
-MATRICES = (
-    need(*weights(*LINEARS[:3]), unless=QKV)
-    + may((QKV, "AE"), ("attn_qkv.bias", "A"))
-    + need(("attn_output.weight", "EO"))
-    + SCALES
-)
+MATRICES = need(*weights(*LINEARS[:3]), unless=QKV) + may((QKV, "AE"), ("attn_qkv.bias", "A")) + need(("attn_output.weight", "EO")) + SCALES
 GATED = need(*weights(*LINEARS[4:]), part="dense")
 UNGATED = need(*weights(*LINEARS[5:]), part="dense")
 FUSED = need(("ffn_up.weight", "GE"), ("ffn_down.weight", "EF"), part="dense")  # gate and up in one matrix
@@ -164,12 +160,7 @@ LATENT = (
     + may(("attn_k_b.weight", "Hcn"), ("attn_v_b.weight", "Hvc"), ("attn_output.scale", "1"))
 )
 LLAMA_ROWS = (
-    NORMS
-    + MATRICES
-    + GATED
-    + MOE
-    + may(*QKV_BIAS, *OUT_BIAS, flag="attention_bias")
-    + may(*FFN_BIAS, flag="mlp_bias", part="dense")
+    NORMS + MATRICES + GATED + MOE + may(*QKV_BIAS, *OUT_BIAS, flag="attention_bias") + may(*FFN_BIAS, flag="mlp_bias", part="dense")
 )
 
 LLAMA = LLAMA_ROWS + FFN_SCALES + EXPERT_SCALES

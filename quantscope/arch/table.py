@@ -74,7 +74,7 @@ GELU = Block(norm="layer", activation="gelu")
 PARALLEL_GELU = Block(norm="layer", activation="gelu", parallel=True, ffn_norm="")
 QK_AFTER = Block(qk_norm="after")
 FFN_NORM_IS_POST = Block(ffn_norm="post_attention_norm")  # the converter's name of the norm before the feed-forward
-POST = Block(attn_post_norm="post_attention_norm", ffn_post_norm="post_ffw_norm")
+POST_FUSED = Block(attn_post_norm="post_attention_norm", ffn_post_norm="post_ffw_norm", fused=True)
 POST_ONLY = Block(attn_norm="", ffn_norm="", attn_post_norm="post_attention_norm", ffn_post_norm="post_ffw_norm")
 POST_GELU = Block(activation="gelu", attn_post_norm="post_attention_norm", ffn_post_norm="post_ffw_norm")
 LEAD = "leading_dense_block_count"
@@ -107,8 +107,8 @@ LLAMA_LIKE = (
     ArchSpec("qwen", (), "half", TOP, LAYER + BIASES, halved_ff=True),
     ArchSpec("refact", (), None, TOP, LAYER, defaults=given({ALIBI: 8.0})),
     # gate and up in one matrix
-    ArchSpec("phi3", (), "half", TOP, NORMS + ATTENTION + FUSED + BIASES),
-    ArchSpec("chatglm", (), "interleaved", TOP, NORMS + ATTENTION + FUSED + BIASES),
+    ArchSpec("phi3", (), "half", TOP, NORMS + ATTENTION + FUSED + BIASES, block=Block(fused=True)),
+    ArchSpec("chatglm", (), "interleaved", TOP, NORMS + ATTENTION + FUSED + BIASES, block=Block(fused=True)),
     # scales of embedding, residuals and logits
     ArchSpec(
         "granite", (), "interleaved", TOP + ROPE_FREQS, LLAMA_ROWS, reads=SCALE_KEYS | LLAMA_KEYS | {SHARED_LENGTH}, divides_logits=True
@@ -116,7 +116,9 @@ LLAMA_LIKE = (
     ArchSpec(
         "granitemoe", (), "interleaved", TOP + ROPE_FREQS, LLAMA_ROWS, reads=SCALE_KEYS | LLAMA_KEYS | {SHARED_LENGTH}, divides_logits=True
     ),
-    ArchSpec("minicpm", (), "interleaved", TOP + ROPE_FREQS, LLAMA_ROWS, reads=SCALE_KEYS | LLAMA_KEYS, defaults=minicpm, divides_logits=True),
+    ArchSpec(
+        "minicpm", (), "interleaved", TOP + ROPE_FREQS, LLAMA_ROWS, reads=SCALE_KEYS | LLAMA_KEYS, defaults=minicpm, divides_logits=True
+    ),
 )
 
 WITH_NORMS_AFTER = (
@@ -148,9 +150,7 @@ WITH_NORMS_AFTER = (
         "half",
         TOP,
         ATTENTION + GATED + POST_NORMS + need(*QK_NORM_ALL),
-        block=Block(
-            attn_norm="", ffn_norm="", attn_post_norm="post_attention_norm", ffn_post_norm="post_ffw_norm", qk_norm_over="all"
-        ),
+        block=Block(attn_norm="", ffn_norm="", attn_post_norm="post_attention_norm", ffn_post_norm="post_ffw_norm", qk_norm_over="all"),
         reads=WINDOW_KEYS,
         defaults=given({PERIOD: 4}),
         window_unscaled=True,
@@ -166,7 +166,7 @@ WITH_NORMS_AFTER = (
         defaults=lambda s: window(4096, 4)(s) if s.n_layer == 64 else {PERIOD: 1},  # the 1.2B model's window is not used
         turns=where_windowed_if_any,
     ),
-    ArchSpec("glm4", (), "interleaved", TOP, NORMS + ATTENTION + FUSED + POST_NORMS + BIASES, block=POST, mrope="half"),
+    ArchSpec("glm4", (), "interleaved", TOP, NORMS + ATTENTION + FUSED + POST_NORMS + BIASES, block=POST_FUSED, mrope="half"),
 )
 
 WITH_LAYER_NORM = (
@@ -319,7 +319,9 @@ WITH_EXPERTS = (
     ),
     ArchSpec("deepseek", (), "interleaved", TOP, LAYER + BIASES + MOE, reads=ROUTING_KEYS, defaults=given({"expert_weights_norm": False})),
     ArchSpec("dots1", (), "half", TOP, LAYER + BIASES + MOE + PROBS_BIAS + need(*QK_NORM), reads=ROUTING_KEYS),
-    ArchSpec("bailingmoe", (), "interleaved", TOP, NORMS + ATTENTION + BIASES + MOE, reads=ROUTING_KEYS - {LEAD}, ignores=frozenset({LEAD})),
+    ArchSpec(
+        "bailingmoe", (), "interleaved", TOP, NORMS + ATTENTION + BIASES + MOE, reads=ROUTING_KEYS - {LEAD}, ignores=frozenset({LEAD})
+    ),
     ArchSpec("bailingmoe2", (), "half", TOP, LAYER + BIASES + MOE + PROBS_BIAS + need(*QK_NORM), reads=ROUTING_KEYS | {SHARED_LENGTH}),
     ArchSpec(
         "ernie4_5-moe",

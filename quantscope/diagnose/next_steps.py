@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from quantscope.arch.config import ModelConfig
 from quantscope.arch.table import ARCHS
 from quantscope.compare import Kind
-from quantscope.diagnose.recorded import CHANNELS
-from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS
+from quantscope.model.taps import EMBD, HEAD_TAPS, USUAL_TAPS
+from quantscope.model.wiring import layer_wiring, tap_width
 from quantscope.wording import count, listed, size
 
 N_TOKENS = 8  # of a layer recorded whole: attention needs a few keys, replay needs no more
@@ -73,6 +73,9 @@ ALWAYS = (
 # ---- Which taps --------------------------------------------------------------------------------------------------------------
 
 
+USUAL = tuple(tap for tap in USUAL_TAPS if not tap.endswith("_normed"))
+
+
 def skeleton_taps(config: ModelConfig | None) -> tuple[str, ...]:
     """embd, every l_out, result_norm, result_output."""
     layers = ("l_out-i",) if config is None else tuple(f"l_out-{i}" for i in range(config.n_layer))
@@ -84,17 +87,19 @@ def layer_taps(layer: int, config: ModelConfig | None) -> tuple[str, ...]:
     if config is not None and layer >= config.n_layer:
         return (f"l_out-{config.n_layer - 1}", *HEAD_TAPS)
     before = EMBD if layer == 0 else f"l_out-{layer - 1}"
-    return (before, *(f"{tap}-{layer}" for tap in LAYER_TAPS if not tap.endswith("_normed") or _norms_q_and_k(config)))
+    stems = USUAL if config is None else layer_wiring(config, layer, _tensors(config))
+    return (before, *(f"{tap}-{layer}" for tap in stems))
 
 
-def _norms_q_and_k(config: ModelConfig | None) -> bool:
-    return config is not None and any(row.name == "attn_q_norm.weight" for row in ARCHS[config.arch].layer)
+def _tensors(config: ModelConfig) -> set[str]:
+    """Local names of the tensors that a layer of this architecture always has."""
+    return {row.name for row in ARCHS[config.arch].layer if row.needed and row.exists(config, None)}
 
 
 def layer_bytes(taps: Sequence[str], config: ModelConfig, n_tokens: int = N_TOKENS) -> int:
     """Bytes of these taps, whole, in float32."""
     stems = [tap.rpartition("-")[0] or tap for tap in taps]
-    channels = sum(config.axis(CHANNELS.get(stem, "E")) for stem in stems if stem != MAP)
+    channels = sum(tap_width(config, tap) for tap, stem in zip(taps, stems, strict=True) if stem != MAP)
     return FLOAT_BYTES * n_tokens * (channels + stems.count(MAP) * config.n_head * n_tokens)
 
 

@@ -7,36 +7,45 @@ The formulas are those of the arithmetic; what is here is which of them makes a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from quantscope.explain import MADE_BY
+from quantscope.arch.config import ModelConfig
 from quantscope.model.arithmetic import Arithmetic
-from quantscope.model.forward import layer
+from quantscope.model.attention import cut, head_norm, scores_of, tempered
+from quantscope.model.feed_forward import activation, chosen_linear, expert_probabilities, expert_weights, shared_gate
+from quantscope.model.forward import embed, layer, logits, tables
 from quantscope.model.taps import place_of
+from quantscope.model.wiring import BEFORE, layer_wiring
 from quantscope.weights import WeightProvider
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an operation takes place: by which arithmetic, with which weights, at which positions."""
+    """Where an operation takes place: by which arithmetic, with which weights, in which layer, at which positions."""
 
     m: Arithmetic
     w: Mapping[str, Tensor]  # of the layer, or of the head
     weights: WeightProvider
     positions: Sequence[int]
     ids: Tensor | None  # of these positions, int64 [1,T]
+    layer: int = 0
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.weights.config
 
     def heads(self, x: Tensor) -> Tensor:
         """[1,T,H·D] → [1,T,H,D]."""
-        return x.reshape(*x.shape[:2], -1, self.weights.config.head_dim)
+        return x.reshape(*x.shape[:2], -1, self.config.head_dim)
 
 
 Operation: TypeAlias = Callable[..., Tensor]  # (place, [1,T,channels] for each input) → [1,T,channels]
+NotReplayed: TypeAlias = None  # no operation: the tap is in the graph, and is not computed again
 
 
 def _linear(name: str) -> Operation:
@@ -44,59 +53,134 @@ def _linear(name: str) -> Operation:
 
 
 def _norm(name: str) -> Operation:
-    return lambda at, x: at.m.rms_norm(x, at.w, name, at.weights.config.norm_eps)
+    return lambda at, x: at.m.norm(x, at.w, name, at.config.block.norm, at.config.norm_eps)
+
+
+def _block_norm(field: Literal["attn_norm", "ffn_norm", "attn_post_norm", "ffn_post_norm"]) -> Operation:
+    """The norm that the architecture has in this place, under whatever name."""
+    return lambda at, x: _norm(getattr(at.config.block, field))(at, x)
 
 
 def _head_norm(name: str) -> Operation:
-    norm = _norm(name)
-    return lambda at, x: norm(at, at.heads(x)).flatten(-2)
+    return lambda at, x: head_norm(at.heads(x), at.w, name, at.config, at.m).flatten(-2)
 
 
 def _embedded(at: Place) -> Tensor:
     assert at.ids is not None
-    return at.m.embed(at.weights, at.ids, torch.float32)
+    return embed(at.ids, at.weights, positions=torch.tensor(at.positions), arithmetic=at.m)
+
+
+def _projected(part: int, name: str) -> Operation:
+    """q, k or v, from a matrix of its own, or its part of the product that they share."""
+
+    def made(at: Place, x: Tensor) -> Tensor:
+        if "attn_qkv.weight" in at.w:
+            return torch.split(x, [at.config.axis(letter) for letter in "QKW"], dim=-1)[part]
+        return cut(at.m.linear(x, at.w, name), at.config.clamp_qkv)
+
+    return made
+
+
+def _fused(at: Place, x: Tensor) -> Tensor:
+    return cut(at.m.linear(x, at.w, "attn_qkv"), at.config.clamp_qkv)
 
 
 def _rotated(which: Literal["q", "k"]) -> Operation:
     def rotated(at: Place, x: Tensor) -> Tensor:
-        rope, positions = at.weights.config.rope, torch.tensor(at.positions)
-        tables = at.m.rope_tables(rope, positions, at.weights.rope_factors(), x.dtype)
+        rope = at.config.rope_of(at.layer)
+        if rope is None:
+            return x
+        factors = at.weights.rope_factors() if rope is at.config.rope else None
+        tables = at.m.rope_tables(rope, torch.tensor(at.positions), factors, x.dtype)
         return at.m.rotate(at.heads(x), tables, which).flatten(-2)
 
     return rotated
 
 
 def _attention_map(at: Place, q: Tensor, k: Tensor) -> Tensor:
-    return at.m.attention_map(at.heads(q), at.heads(k), at.weights.config.kq_scale)  # [1,H,T,S]
+    how = scores_of(at.w, at.layer, at.config)
+    return at.m.attention_map(tempered(at.heads(q), k.shape[1], at.config), at.heads(k), at.config.kq_scale, how)  # [1,H,T,S]
 
 
 def _attention(at: Place, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return at.m.attention(at.heads(q), at.heads(k), at.heads(v), at.weights.config.kq_scale).flatten(-2)
+    q, how = tempered(at.heads(q), k.shape[1], at.config), scores_of(at.w, at.layer, at.config)
+    return at.m.attention(q, at.heads(k), _values(at, v), at.config.kq_scale, how).flatten(-2)
+
+
+def _values(at: Place, v: Tensor) -> Tensor:
+    return v.reshape(*v.shape[:2], -1, at.config.value_dim or at.config.head_dim)
 
 
 def _weighted(at: Place, probs: Tensor, v: Tensor) -> Tensor:
     """The second half of the attention: probs [1,H,T,S], v [1,S,K·D] → [1,T,H·D]."""
-    return at.m.weighted_values(probs, at.heads(v)).flatten(-2)
+    return at.m.weighted_values(probs, _values(at, v)).flatten(-2)
 
 
 def _sum(branch: Literal["attn", "ffn"]) -> Operation:
-    return lambda at, x, h: at.m.residual(h, x, branch)
+    """h + what a branch adds; of a parallel layer h + both branches."""
+
+    def added(at: Place, *inputs: Tensor) -> Tensor:
+        *branches, h = (x if x is inputs[-1] or at.config.residual_scale == 1 else x * at.config.residual_scale for x in inputs)
+        return at.m.residual(h, sum(branches[1:], branches[0]), branch)
+
+    return added
+
+
+def _activated(at: Place, *inputs: Tensor) -> Tensor:
+    gate, up = inputs if len(inputs) == 2 else (None, inputs[0])
+    return activation(gate, up, at.w, at.config, at.m)
+
+
+def _down(at: Place, x: Tensor, *more: Tensor) -> Tensor:
+    """The feed-forward's last product, or the sum of the routed and the shared experts."""
+    if "ffn_gate_inp.weight" in at.w:
+        return sum(more, x)
+    return at.m.linear(x, at.w, "ffn_down", scale_last=True)
+
+
+def _probabilities(at: Place, logits: Tensor) -> Tensor:
+    assert at.config.experts is not None
+    return expert_probabilities(logits, at.config.experts)
+
+
+def _weights(at: Place, scores: Tensor, chosen: Tensor) -> Tensor:
+    assert at.config.experts is not None
+    return expert_weights(scores, chosen.long(), at.config.experts)
+
+
+def _of_experts(name: str) -> Operation:
+    """One matrix of every chosen expert: its input [1,T,E] or [1,T,n_used·M], the chosen ones [1,T,n_used]."""
+
+    def product(at: Place, x: Tensor, chosen: Tensor) -> Tensor:
+        return chosen_linear(x, chosen.long(), at.w, name, at.m)
+
+    return product
+
+
+def _mixed(at: Place, down: Tensor, weight: Tensor) -> Tensor:
+    return (down.reshape(*weight.shape, -1) * weight[..., None]).sum(-2)
+
+
+def _gated_shared(at: Place, shared: Tensor, x: Tensor) -> Tensor:
+    return shared * shared_gate(x, at.w)
 
 
 def _layer(at: Place, h: Tensor) -> Tensor:
     """All of a layer, from the stream before it at every position: h [1,S,E] → the rows of these positions."""
-    rope = at.m.rope_tables(at.weights.config.rope, torch.arange(h.shape[1]), at.weights.rope_factors(), h.dtype)
-    out = layer(h, at.w, 0, at.weights.config, rope, m=at.m)
+    ropes = tables(h, at.weights, dtype=h.dtype, arithmetic=at.m)
+    out = layer(h, at.w, at.layer, at.config, ropes, m=at.m)
     return out[:, at.positions[0] : at.positions[-1] + 1]
 
 
-# tap → how it is computed from the taps that MADE_BY names
-OPERATIONS: dict[str, Operation] = {
+# tap → how it is computed from the taps that ``layer_wiring`` names
+OPERATIONS: dict[str, Operation | NotReplayed] = {
     "embd": _embedded,
-    "attn_norm": _norm("attn_norm"),
-    "Qcur_pre": _linear("attn_q"),
-    "Kcur_pre": _linear("attn_k"),
-    "Vcur": _linear("attn_v"),
+    "attn_norm": _block_norm("attn_norm"),
+    "attn_norm_2": _norm("attn_norm_2"),
+    "wqkv": _fused,
+    "Qcur_pre": _projected(0, "attn_q"),
+    "Kcur_pre": _projected(1, "attn_k"),
+    "Vcur": _projected(2, "attn_v"),
     "Qcur_normed": _head_norm("attn_q_norm"),
     "Kcur_normed": _head_norm("attn_k_norm"),
     "Qcur": _rotated("q"),
@@ -104,38 +188,59 @@ OPERATIONS: dict[str, Operation] = {
     "kq_soft_max": _attention_map,
     "kqv_out": _weighted,
     "attn_out": _linear("attn_output"),
+    "attn_post_norm": _block_norm("attn_post_norm"),
     "ffn_inp": _sum("attn"),
-    "ffn_norm": _norm("ffn_norm"),
-    "ffn_gate": _linear("ffn_gate"),
-    "ffn_up": _linear("ffn_up"),
-    "ffn_swiglu": lambda at, gate, up: at.m.swiglu(gate, up),
-    "ffn_out": _linear("ffn_down"),
+    "ffn_norm": _block_norm("ffn_norm"),
+    "ffn_moe_logits": _linear("ffn_gate_inp"),
+    "ffn_moe_probs": _probabilities,
+    "ffn_moe_topk": None,  # a choice: where two experts are equally probable, either is right
+    "ffn_moe_weights": _weights,
+    "ffn_moe_gate": _of_experts("ffn_gate_exps"),
+    "ffn_moe_up": _of_experts("ffn_up_exps"),
+    "ffn_moe_swiglu": _activated,
+    "ffn_moe_down": _of_experts("ffn_down_exps"),
+    "ffn_moe_out": _mixed,
+    "ffn_gate": lambda at, x: _linear(f"ffn_gate{_shared(at)}")(at, x),
+    "ffn_up": lambda at, x: _linear(f"ffn_up{_shared(at)}")(at, x),
+    "ffn_swiglu": _activated,
+    "ffn_shexp": _linear("ffn_down_shexp"),
+    "ffn_shexp_out": _gated_shared,
+    "ffn_out": _down,
+    "ffn_post_norm": _block_norm("ffn_post_norm"),
     "l_out": _sum("ffn"),
     "result_norm": _norm("output_norm"),
-    "result_output": _linear("output"),
+    "result_output": lambda at, x: logits(x, at.w, at.config, at.m),
 }
+
+
+def _shared(at: Place) -> str:
+    """What the names of the dense matrices end in: in a layer with experts they are those of the shared ones."""
+    return "_shexp" if "ffn_gate_inp.weight" in at.w else ""
+
+
+LATENT = ("Qcur_pre", "Qcur", "Kcur", "Vcur")  # of latent attention: several products and norms between two taps
 WHOLE_LAYER = "the whole layer"
-WHOLE_ATTENTION = ("Qcur", "Kcur", "Vcur")  # what kqv_out is made of where the probabilities were not recorded
 OTHER_WAYS: dict[str, list[tuple[Operation, tuple[str, ...]]]] = {  # where the taps between were not recorded
-    "kqv_out": [(_attention, WHOLE_ATTENTION)],
-    "l_out": [(_layer, ("l_out<",))],
+    "l_out": [(_layer, (BEFORE,))],
 }
 BY_POSITION = ("embd", "Qcur", "Kcur", "kq_soft_max", "kqv_out")  # operations that ask which position a row stands for
-ATTENTION = {
-    "kq_soft_max": ("Kcur",),
-    "kqv_out": ("Kcur", "Vcur"),
+LOOKS_BACK = {  # operations that look back, and which of their inputs they look back at
+    "kq_soft_max": ("Kcur", "Kcur_normed"),
+    "kqv_out": ("Kcur", "Kcur_normed", "Vcur"),
     "l_out": ("l_out", "embd"),
-}  # operations that look back, and the inputs they look back at
+}
 
 
-def ways(tap: str, n_layer: int, normed: bool) -> list[tuple[Operation, tuple[str, ...]]]:
-    """(operation, full names of its inputs) of a tap, the one to be tried first in front."""
+def ways(tap: str, config: ModelConfig, names: Collection[str]) -> list[tuple[Operation | NotReplayed, tuple[str, ...]]]:
+    """(operation, full names of its inputs) of a tap, the one to be tried first in front.  names: local ones of the layer's tensors."""
     stem, layer = place_of(tap)
-    inputs = MADE_BY[stem][1]
-    if stem in ("Qcur", "Kcur"):  # made of the normed one where the model has that
-        inputs = inputs[:1] if normed else inputs[1:]
-    possible = [(OPERATIONS[stem], inputs), *OTHER_WAYS.get(stem, ())]
-    before = (n_layer if layer is None else layer) - 1
-    names = {"l_out<": f"l_out-{before}" if before >= 0 else "embd"}
-    local = "" if layer is None else f"-{layer}"
-    return [(operation, tuple(names.get(i, i + local) for i in stems)) for operation, stems in possible]
+    if layer is None:
+        last = f"l_out-{config.n_layer - 1}"
+        return [(OPERATIONS[stem], {"embd": (), "result_norm": (last,)}.get(stem, ("result_norm",)))]
+    wiring = layer_wiring(config, layer, names)
+    operation = None if config.latent and stem in LATENT else OPERATIONS[stem]
+    possible = [(operation, wiring[stem]), *OTHER_WAYS.get(stem, ())]
+    if stem == "kqv_out":  # where the probabilities were not recorded
+        possible.append((_attention, (*wiring["kq_soft_max"], "Vcur")))
+    before = {BEFORE: f"l_out-{layer - 1}" if layer else "embd"}
+    return [(operation, tuple(before.get(i, f"{i}-{layer}") for i in stems)) for operation, stems in possible]

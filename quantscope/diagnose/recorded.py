@@ -10,19 +10,8 @@ from torch import Tensor
 
 from quantscope.arch.config import ModelConfig
 from quantscope.model.taps import split_tap, stem_of
+from quantscope.model.wiring import tap_width
 from quantscope.trace import Full, Trace, covered
-
-# channels of a tap, as an axis letter of ``ModelConfig.axis``; the other taps have E
-CHANNELS = {
-    tap: letter
-    for letter, taps in {
-        "Q": ("Qcur_pre", "Qcur_normed", "Qcur", "kqv_out"),
-        "K": ("Kcur_pre", "Kcur_normed", "Kcur", "Vcur"),
-        "F": ("ffn_gate", "ffn_up", "ffn_swiglu"),
-        "V": ("result_output",),
-    }.items()
-    for tap in taps
-}
 
 
 class Recorded:
@@ -46,7 +35,7 @@ class Recorded:
         for piece in self._trace.all_of(tap, Full):
             shape, there = tuple(piece.values.shape), covered(piece, self._trace.origin)
             n = shape[-2] if len(shape) > 1 and there is None else len(there or ())
-            expected = (c.n_head, n, shape[-1]) if stem == "kq_soft_max" else (n, c.axis(CHANNELS.get(stem, "E")))
+            expected = (c.n_head, n, shape[-1]) if stem == "kq_soft_max" else (n, tap_width(c, tap))
             if shape != expected:
                 return f"shape {list(shape)}, expected {list(expected)}"
         return ""

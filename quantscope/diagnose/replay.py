@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from quantscope.compare import EXACT_FLOOR, PREDICTED_TIMES, Worst
-from quantscope.diagnose.operations import ATTENTION, BY_POSITION, WHOLE_LAYER, Operation, Place, ways
+from quantscope.diagnose.operations import BY_POSITION, LOOKS_BACK, WHOLE_LAYER, NotReplayed, Operation, Place, ways
 from quantscope.diagnose.recorded import Recorded
 from quantscope.errors import TraceContentError
 from quantscope.explain import MADE_BY
@@ -29,7 +29,8 @@ from quantscope.model.arithmetic import EXACT, Arithmetic
 from quantscope.model.forward import check_ids
 from quantscope.model.ggml_arithmetic import ggml_arithmetic
 from quantscope.model.ops import exact_matmul
-from quantscope.model.taps import EMBD, place_of, stem_of, tap_names
+from quantscope.model.taps import EMBD, place_of, stem_of
+from quantscope.model.wiring import model_taps
 from quantscope.trace import Origin, Trace
 from quantscope.weights import WeightProvider
 from quantscope.wording import count, listed
@@ -37,6 +38,7 @@ from quantscope.wording import count, listed
 Verdict: TypeAlias = Literal["convicted", "cleared", "not recorded"]
 GGML = ggml_arithmetic("F16")  # the rounding that most engines have
 ILL_CONDITIONED = 1e-5  # NMSE up to which a conviction by the floor of float32 is examined in float64
+NOT_REPLAYED = "this operation is not computed again"
 OVERFLOWS = "computed again from these inputs, they are not finite"
 
 
@@ -87,7 +89,7 @@ def replay(trace: Trace, weights: WeightProvider, *, arithmetic: Arithmetic = EX
         check_ids(torch.tensor([trace.origin.tokens], dtype=torch.int64), weights.config)
     bench = Bench(trace, weights, arithmetic, predicted)
     with exact_matmul():
-        rows = tuple(bench.examine(tap) for tap in tap_names(weights.config.n_layer) if bench.normed or "_normed" not in tap)
+        rows = tuple(bench.examine(tap) for tap in model_taps(weights))
     if all(row.verdict == "not recorded" for row in rows):
         raise TraceContentError(
             f"{trace.title}: no operation can be replayed, expected the whole tensors of a tap and of the taps it is made of, such as "
@@ -103,20 +105,24 @@ class Bench:
     def __init__(self, trace: Trace, weights: WeightProvider, arithmetic: Arithmetic = EXACT, predicted: Arithmetic | None = None) -> None:
         self._recorded, self._weights = Recorded(trace, weights.config), weights
         self._arithmetic, self._predicted = arithmetic, predicted
-        self.normed = "attn_q_norm.weight" in weights.layer_names(0)
 
     def examine(self, tap: str) -> ReplayRow:
         """Convict or clear the operation that makes a tap."""
-        possible = ways(tap, self._weights.config.n_layer, self.normed)
+        possible = self._ways(tap)
         row = ReplayRow(tap, MADE_BY[stem_of(tap)][0], possible[0][1], "not recorded")
         if wrong := self._recorded.wrong_shape(tap):
             return replace(row, verdict="convicted", nmse=math.inf, floor=EXACT_FLOOR, note=wrong)
-        lacking = [self._lacking(tap, inputs) for _, inputs in possible]
+        lacking = [self._lacking(tap, inputs) if operation else NOT_REPLAYED for operation, inputs in possible]
         if all(lacking):
             return replace(row, note=lacking[0])
         operation, inputs = possible[lacking.index("")]
+        assert operation is not None
         name = WHOLE_LAYER if tap.startswith("l_out") and len(inputs) == 1 else row.operation
         return self._judged(replace(row, inputs=inputs, operation=name), operation)
+
+    def _ways(self, tap: str) -> list[tuple[Operation | NotReplayed, tuple[str, ...]]]:
+        layer = place_of(tap)[1]
+        return ways(tap, self._weights.config, () if layer is None else self._weights.layer_names(layer))
 
     def _lacking(self, tap: str, inputs: tuple[str, ...]) -> str:
         """Why the operation cannot be computed again; empty where it can."""
@@ -159,7 +165,8 @@ class Bench:
     def again(self, row: ReplayRow, weights: WeightProvider, m: Arithmetic) -> tuple[Tensor, Tensor]:
         """What an engine that reads these weights and computes by m makes of the inputs of a judged row, and what the trace has."""
         positions = self._positions(row.tap, row.inputs)
-        operation = next(op for op, inputs in ways(row.tap, self._weights.config.n_layer, self.normed) if inputs == row.inputs)
+        operation = next(op for op, inputs in self._ways(row.tap) if inputs == row.inputs)
+        assert operation is not None
         return self._computed(row, operation, positions, weights, m), self._recorded.rows(row.tap, positions)
 
     def handed_on(self, row: ReplayRow) -> tuple[Tensor, Tensor]:
@@ -180,12 +187,12 @@ class Bench:
         read = [self._recorded.rows(name, range(positions[-1] + 1) if name in keys else positions).to(dtype) for name in row.inputs]
         layer = place_of(row.tap)[1]
         w = m.top(weights, dtype) if layer is None else m.layer(weights, layer, dtype)
-        return operation(Place(m, w, weights, positions, self._recorded.ids(positions)), *read)
+        return operation(Place(m, w, weights, positions, self._recorded.ids(positions), layer or 0), *read)
 
 
 def _looked_back_at(tap: str, inputs: tuple[str, ...]) -> list[str]:
     """The inputs of which the operation reads all earlier positions too."""
-    return [name for name in inputs if stem_of(name) in ATTENTION.get(stem_of(tap), ())]
+    return [name for name in inputs if stem_of(name) in LOOKS_BACK.get(stem_of(tap), ())]
 
 
 def judged(row: ReplayRow, exact: Tensor, rounded: Tensor | None, made: Tensor, positions: Sequence[int]) -> ReplayRow:

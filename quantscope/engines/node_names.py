@@ -80,7 +80,7 @@ BY_NAME: dict[str, tuple[tuple[str, ...], str]] = {
     "ffn_moe_weights_scaled": (("SCALE",), "ffn_moe_weights"),
     "ffn_moe_out": (("ADD", "CONT"), "ffn_moe_out"),
     "ffn_shexp_out": (("MUL",), "ffn_shexp_out"),
-    **{name: (("GLU", "UNARY", "SQR"), "ffn_swiglu") for name in ACTIVATIONS},
+    **dict.fromkeys(ACTIVATIONS, (("GLU", "UNARY", "SQR"), "ffn_swiglu")),
     **{name.replace("ffn_", "ffn_moe_", 1): (("GLU", "UNARY", "SQR"), "ffn_moe_swiglu") for name in ACTIVATIONS},
 }
 

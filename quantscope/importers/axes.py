@@ -7,17 +7,18 @@ from dataclasses import replace
 from quantscope.arch.config import ModelConfig
 from quantscope.errors import ImportFormatError
 from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS, place_of
+from quantscope.model.wiring import CHANNELS, OF_CHOSEN, tap_width
 from quantscope.trace import Evidence, Full, Sample, Trace
 
 ATTENTION_MAP = "kq_soft_max"  # [H,P,S], the only tap without channels
-_OTHER = {  # tap → letter of ModelConfig.axis; every other tap has E channels
-    **dict.fromkeys(("Qcur_pre", "Qcur_normed", "Qcur", "kqv_out"), "Q"),
-    **dict.fromkeys(("Kcur_pre", "Kcur_normed", "Kcur", "Vcur"), "K"),
-    **dict.fromkeys(("ffn_gate", "ffn_up", "ffn_swiglu"), "F"),
-    "result_output": "V",
+WITH_CHANNELS = tuple(stem for stem in (EMBD, *LAYER_TAPS, *HEAD_TAPS) if stem != ATTENTION_MAP)
+# tap → letter of ModelConfig.axis; a head's value is as long as its key in every file that an importer knows
+AXIS = {
+    stem: {"W": "K", "O": "Q"}.get(letter, letter)
+    for stem in WITH_CHANNELS
+    if stem not in OF_CHOSEN and (letter := CHANNELS.get(stem, "E"))
 }
-AXIS = {stem: _OTHER.get(stem, "E") for stem in (EMBD, *LAYER_TAPS, *HEAD_TAPS) if stem != ATTENTION_MAP}
-BY_HEAD = tuple(stem for stem, letter in _OTHER.items() if letter in "QK")  # channels run over heads, then over a head's channels
+BY_HEAD = tuple(stem for stem, letter in AXIS.items() if letter in "QK")  # channels run over heads, then over a head's channels
 ORDER_MATTERS = ("Qcur_pre", "Kcur_pre", "Qcur_normed", "Kcur_normed", "Qcur", "Kcur")  # Hugging Face keeps the two halves of a head apart
 
 
@@ -35,7 +36,7 @@ def _checked(tap: str, evidence: Evidence, config: ModelConfig) -> Evidence:
         raise ImportFormatError(f"{tap}: the model of `--model` has {config.n_layer} layers. Give the file that the engine ran.")
     if stem not in AXIS or not isinstance(evidence, Full | Sample):
         return evidence
-    width = config.axis(AXIS[stem])
+    width = tap_width(config, tap)
     if isinstance(evidence, Sample) and evidence.shape[0] == 1 and evidence.shape[-1] < width:
         return replace(evidence, shape=(1, width))
     found = evidence.shape[-1] if isinstance(evidence, Sample) else evidence.values.shape[-1]

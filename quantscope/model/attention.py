@@ -104,7 +104,7 @@ def projected(x: Tensor, w: Mapping[str, Tensor], config: ModelConfig, tap: Tap,
     if "attn_qkv.weight" in w:
         fused = cut(m.linear(x, w, "attn_qkv"), config.clamp_qkv)  # [B,T,(H+2K)·D]
         tap("wqkv", fused)
-        return fused.split([config.axis("Q"), config.axis("K"), config.axis("W")], dim=-1)
+        return torch.split(fused, [config.axis(letter) for letter in "QKW"], dim=-1)
     return tuple(cut(m.linear(x, w, name), config.clamp_qkv) for name in ("attn_q", "attn_k", "attn_v"))
 
 

@@ -4,8 +4,8 @@
 
 Each stage is a pure function of the hidden state and that stage's weights, so several variants of a model can walk together
 while one layer's weights are in memory.  What an architecture adds (biases, q/k norms, experts, a window) is present in the layer's
-weights or in the config, or it is not: nothing here asks for the architecture's name.  Activations have the dtype of the weights.  How an operation is
-computed is the business of ``arithmetic.py``.
+weights or in the config, or it is not: nothing here asks for the architecture's name.  Activations have the dtype of the weights.
+How an operation is computed is the business of ``arithmetic.py``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def forward(
     config, n_past = weights.config, cache.n_past if cache else 0
     check_ids(ids, config, n_past)
     with exact_matmul():
-        h = embed(ids, weights, tap, dtype=dtype, n_past=n_past, arithmetic=arithmetic)
+        h = embed(ids, weights, tap, dtype=dtype, positions=torch.arange(n_past, n_past + ids.shape[1]), arithmetic=arithmetic)
         ropes = tables(h, weights, dtype=dtype, n_past=n_past, arithmetic=arithmetic)
         for i in range(config.n_layer):
             h = layer(h, arithmetic.layer(weights, i, dtype), i, config, ropes, tap, cache, arithmetic)
@@ -61,16 +61,19 @@ def embed(
     tap: Tap = no_tap,
     *,
     dtype: torch.dtype = torch.float32,
-    n_past: int = 0,
+    positions: Tensor | None = None,
     arithmetic: Arithmetic = EXACT,
 ) -> Tensor:
-    """The input of the first layer: rows of token_embd.weight for the ids [B,T], scaled, with positions, normed → [B,T,E]."""
+    """The input of the first layer: rows of token_embd.weight for the ids [B,T], scaled, with positions, normed → [B,T,E].
+
+    positions: int64 [T]; None: from 0 on.
+    """
     config, names = weights.config, weights.top_names()
     h = arithmetic.embed(weights, ids, dtype)  # [B,T,E]
     if config.embedding_scale != 1:
         h = h * config.embedding_scale
     if "position_embd.weight" in names:
-        h = h + weights.rows("position_embd.weight", torch.arange(n_past, n_past + ids.shape[1])).to(dtype)  # [T,E]
+        h = h + weights.rows("position_embd.weight", torch.arange(ids.shape[1]) if positions is None else positions).to(dtype)  # [T,E]
     if "token_embd_norm.weight" in names:
         h = arithmetic.norm(h, arithmetic.top(weights, dtype), "token_embd_norm", config.block.norm, config.norm_eps)
     tap("embd", h)

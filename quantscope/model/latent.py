@@ -32,7 +32,7 @@ def latent_heads(
         q = m.linear(x, w, "attn_q")  # [B,T,H·D]
     tap("Qcur_pre", q)
     q = q.reshape(*q.shape[:2], config.n_head, -1)  # [B,T,H,D]
-    c, k_turning = m.linear(x, w, "attn_kv_a_mqa").split([kv_rank, R], dim=-1)  # [B,T,C], [B,T,R]
+    c, k_turning = torch.split(m.linear(x, w, "attn_kv_a_mqa"), [kv_rank, R], dim=-1)  # [B,T,C], [B,T,R]
     c = m.norm(c, w, "attn_kv_a_norm", "rms", config.norm_eps)
     k_still, v = from_latent(c, w, config, m)  # [B,T,H,D−R], [B,T,H,Dv]
     k_turning = m.rotate(k_turning[:, :, None], rope, "k").expand(-1, -1, config.n_head, -1)  # [B,T,H,R]

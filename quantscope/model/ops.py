@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantscope.arch.config import Activation, Gating
+from quantscope.arch.config import Activation
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,13 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 OAI_ALPHA, OAI_LIMIT = 1.702, 7.0  # of gpt-oss
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": partial(F.gelu, approximate="tanh"),
+    "gelu_erf": F.gelu,
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
 
 
 def activate(kind: Activation, x: Tensor, up: Tensor | None) -> Tensor:
@@ -100,13 +108,7 @@ def activate(kind: Activation, x: Tensor, up: Tensor | None) -> Tensor:
     if kind == "swiglu_oai" and up is not None:
         a = x.clamp(max=OAI_LIMIT)
         return a * (OAI_ALPHA * a).sigmoid() * (1 + up.clamp(-OAI_LIMIT, OAI_LIMIT))
-    made = {
-        "silu": F.silu,
-        "gelu": lambda x: F.gelu(x, approximate="tanh"),
-        "gelu_erf": F.gelu,
-        "relu": F.relu,
-        "relu2": lambda x: F.relu(x).square(),
-    }[kind](x)
+    made = ACTIVATIONS[kind](x)
     return made if up is None else made * up
 
 
@@ -129,21 +131,6 @@ def expert_scaled_and_shifted(y: Tensor, w: Mapping[str, Tensor], name: str, e: 
 
 
 SMALLEST_SUM = 6.103515625e-5  # the smallest normal float16: what llama.cpp divides the weights of experts by at least
-
-
-def routed(logits: Tensor, bias: Tensor | None, gating: Gating, n_used: int, n_group: int, n_group_used: int) -> tuple[Tensor, Tensor]:
-    """(probabilities of all experts [...,X], the chosen ones in falling order [...,n_used]) of a router's logits [...,X].
-
-    bias: [X], added for the choice only.  Groups: of n_group equal ones, the n_group_used whose two best sum to most are chosen from.
-    """
-    probs = {"softmax": lambda z: z.softmax(-1), "sigmoid": torch.sigmoid, "softmax of the chosen": lambda z: z}[gating](logits)
-    wanted = probs if bias is None else probs + bias
-    if n_group > 1:
-        groups = wanted.unflatten(-1, (n_group, -1))  # [...,groups,X/groups]
-        best = groups.topk(2, dim=-1).values.sum(-1).topk(n_group_used, dim=-1).indices
-        allowed = torch.zeros(groups.shape[:-1], dtype=torch.bool, device=logits.device).scatter_(-1, best, True)
-        wanted = groups.masked_fill(~allowed[..., None], -torch.inf).flatten(-2)
-    return probs, wanted.topk(n_used, dim=-1).indices
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:

@@ -50,6 +50,11 @@ LAYER_TAPS = (
     "ffn_post_norm",  # [B,T,E] only where what the feed-forward adds is normed
     "l_out",  # [B,T,E] residual stream after the layer
 )
+# those of a model like Llama; the others are there where an architecture has such an operation
+USUAL_TAPS = (
+    "attn_norm", "Qcur_pre", "Kcur_pre", "Vcur", "Qcur_normed", "Kcur_normed", "Qcur", "Kcur", "kq_soft_max", "kqv_out", "attn_out",
+    "ffn_inp", "ffn_norm", "ffn_gate", "ffn_up", "ffn_swiglu", "ffn_out", "l_out",
+)  # fmt: skip
 HEAD_TAPS = ("result_norm", "result_output")  # [B,T,E], [B,T,V] logits
 
 # Tap without its layer → the matrices that multiply it, in the order of the graph.
@@ -98,8 +103,8 @@ def at_layer(tap: Tap, i: int) -> Tap:
 
 
 def tap_names(n_layer: int) -> tuple[str, ...]:
-    """All tap names of a model in graph order (those of q/k norms included)."""
-    return (EMBD, *(f"{name}-{i}" for i in range(n_layer) for name in LAYER_TAPS), *HEAD_TAPS)
+    """All tap names of a model like Llama in graph order (those of q/k norms included); ``wiring.model_taps`` has those of any model."""
+    return (EMBD, *(f"{name}-{i}" for i in range(n_layer) for name in USUAL_TAPS), *HEAD_TAPS)
 
 
 def split_tap(name: str) -> tuple[str, int | None] | None:

@@ -25,12 +25,14 @@ from torch import Tensor
 from quantscope.metrics import kl_nats
 from quantscope.model.forward import embed, head, layer, tables
 from quantscope.model.ops import exact_matmul
-from quantscope.model.taps import READ_IN_LAYER, Tap, stem_of
+from quantscope.model.taps import Tap, stem_of
+from quantscope.model.wiring import readers
 from quantscope.qtypes import QuantType
 from quantscope.quants import decode, encode
 from quantscope.quants.codes import LAYOUTS, Bytes
 from quantscope.remedy.curvature import embedding_curvature
 from quantscope.remedy.rounding import descended, error_feedback, output_error, rescaled
+from quantscope.remedy.supported import check_remediable
 from quantscope.weights import ALL_IDS, LazyTensors, OnTop, Weights, top_tensors
 
 RIDGE = 0.05  # λ of the target: of the mean of diag H
@@ -98,6 +100,7 @@ def correct(
     types: tensor → type; tensors that are not named stay as they are.  calibration, elsewhere: ids [C,T] of two texts, the second to see
     that what helps the first is no accident.  step: called with the number of layers done.  Raises what encoding raises.
     """
+    check_remediable(original, "Correcting its rounding")
     job = _Job(original, Rounded(original, types), calibration, elsewhere)
     with exact_matmul():
         for i in range(original.config.n_layer):
@@ -161,10 +164,10 @@ class _Job:
         return raw
 
     def correct_layer(self, i: int) -> None:
-        for tap, names in READ_IN_LAYER.items():
+        for tap, names in readers(self.original.config, i, self.original.layer_names(i)).items():
             matrices = [f"blk.{i}.{name}.weight" for name in names]
             if any(self._quantized(name) for name in matrices):
-                sums = [text.sums(i, tap) for text in self.texts]
+                sums = [text.sums(i, stem_of(tap)) for text in self.texts]
                 for name in matrices:
                     self._correct(name, i, sums)
         for text in self.texts:

@@ -26,6 +26,7 @@ from quantscope.qtypes import QTYPES
 from quantscope.quants import Floats
 from quantscope.recipes import ModelFacts
 from quantscope.remedy.gguf_file import stored_pairs
+from quantscope.remedy.supported import check_convertible
 from quantscope.sources.base import Bytes, RawTensor, Source, show
 from quantscope.sources.files import read_json_object
 from quantscope.sources.gguf import DEFAULT_ALIGNMENT, open_gguf
@@ -56,6 +57,7 @@ class FolderOriginal:
         self.source: Source = source
         self.alignment = DEFAULT_ALIGNMENT
         self._weights = w = Weights(source)
+        check_convertible(w)
         self.facts = ModelFacts(w.config.arch, w.config.n_layer, w.config.n_head, w.config.n_head_kv)
         self.tensors: Mapping[str, RawTensor] = {name: RawTensor(name, QTYPES["F32"], w.shape(name)) for name in w.names()}
         self._pairs = _metadata(source, w.config, sum(t.n_elements for t in self.tensors.values()))

@@ -24,9 +24,8 @@ from torch import Tensor
 
 from quantscope.arch.config import ModelConfig
 from quantscope.model.arithmetic import Arithmetic
-from quantscope.model.forward import layer
+from quantscope.model.forward import Ropes, layer
 from quantscope.model.ops import scaled_and_shifted
-from quantscope.model.rope import RopeTables
 
 
 class Products(Arithmetic):
@@ -42,7 +41,7 @@ class Products(Arithmetic):
 
 
 def back_through(
-    h: Tensor, grad: Tensor, w: Mapping[str, Tensor], i: int, config: ModelConfig, rope: RopeTables
+    h: Tensor, grad: Tensor, w: Mapping[str, Tensor], i: int, config: ModelConfig, rope: Ropes
 ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
     """Layer i computed again and differentiated: its input h and the gradient at its output, [B,T,E] each.
 

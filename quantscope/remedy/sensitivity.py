@@ -19,14 +19,14 @@ from torch import Tensor
 
 from quantscope.errors import NonFiniteError
 from quantscope.model.arithmetic import cast
-from quantscope.model.forward import check_ids, embed, layer, output_norm, tables
-from quantscope.model.ops import exact_matmul, linear
-from quantscope.model.rope import RopeTables
+from quantscope.model.forward import Ropes, check_ids, embed, layer, logits, output_norm, tables
+from quantscope.model.ops import exact_matmul
 from quantscope.qtypes import QuantType
 from quantscope.quants import Floats, can_encode, decode, encode
 from quantscope.recipes import fallback
 from quantscope.remedy.probe import Probe, back_through, from_head, joined, probe
 from quantscope.remedy.small_kl import small_kl
+from quantscope.remedy.supported import check_remediable
 from quantscope.sources.base import show
 from quantscope.weights import Weights
 
@@ -95,6 +95,7 @@ def predict(
     Raises PromptError for ids the model cannot take, NonFiniteError where hidden states or gradients are not finite.
     """
     check_ids(ids, weights.config)
+    check_remediable(weights, "Predicting its sensitivity")
     run = _Run(weights, ids, types, importance, samples, torch.Generator().manual_seed(seed), step)
     with exact_matmul(), torch.no_grad():
         found = {name: row for names in run.stages() for name, row in names.items()}
@@ -184,7 +185,7 @@ class _Run:
                 made = {actual: quantized(w, actual, self.importance(name))}
             yield asked, made[actual]
 
-    def _through(self, h: Tensor, i: int, rope: RopeTables) -> Tensor:
+    def _through(self, h: Tensor, i: int, rope: Ropes) -> Tensor:
         """[C,T,E] → [C,T,E]"""
         out = torch.empty_like(h)
         for part in self._parts(len(h)):
@@ -204,7 +205,7 @@ class _Run:
         grad = torch.empty_like(flat)
 
         def log_p(x: Tensor) -> Tensor:
-            log = linear(output_norm(x, top, self.weights.config), top, "output").log_softmax(-1)  # [n,V]
+            log = logits(output_norm(x, top, self.weights.config), top, self.weights.config).log_softmax(-1)  # [n,V]
             self._check_finite(log, "output")
             return log
 
@@ -231,14 +232,14 @@ class _Run:
 
     def _compared(self, ref: Tensor, ref_top: Mapping[str, Tensor], test: Tensor, test_top: Mapping[str, Tensor]) -> float:
         """Mean KL divergence in nats of the logits made of two sets of normed states, [n,E] each."""
-        sums = 0.0
+        sums, config = 0.0, self.weights.config
         for part in self._slices(len(ref)):
-            sums += float(small_kl(linear(ref[part], ref_top, "output"), linear(test[part], test_top, "output")).double().sum())
+            sums += float(small_kl(logits(ref[part], ref_top, config), logits(test[part], test_top, config)).double().sum())
         return sums / len(ref)
 
     # ---- layers
 
-    def _back(self, h: Tensor, grad: Tensor, i: int, rope: RopeTables) -> tuple[dict[str, Probe], Tensor]:
+    def _back(self, h: Tensor, grad: Tensor, i: int, rope: Ropes) -> tuple[dict[str, Probe], Tensor]:
         """Canonical name → probe of layer i's matrices, and the gradient at its input h; all [C,T,E]."""
         names, parts = self.weights.layer_names(i), list[dict[str, Probe]]()
         before = torch.empty_like(grad)
