@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -24,10 +25,42 @@ ENV_BIN = "QUANTSCOPE_LLAMA_CPP_BIN"
 PROGRAMS = ("llama-quantize", "llama-perplexity", "llama-bench", "llama-imatrix")
 BUILD = source_tree.ROOT / "build" / "llama-programs"
 OPTIONS = ("-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_SERVER=OFF")
+ARCH_TEST = "test-llama-archs"  # makes a random model of every architecture that llama.cpp has
+ENV_ARCH_TEST = "QUANTSCOPE_LLAMA_ARCHS"  # the path of that program, where it is built already
+TEST_OPTIONS = ("-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=ON", "-DLLAMA_BUILD_SERVER=OFF")
 
 
 def llama_program(name: str) -> str:
     return str(program_folder() / name)
+
+
+def arch_models(folder: Path, seed: int) -> Path:
+    """Have ``test-llama-archs`` write its models into a folder: <architecture>-dense.gguf, <architecture>-moe.gguf, 7 MB each."""
+    folder.mkdir(exist_ok=True)
+    subprocess.run([arch_test(), "-s", str(seed), "-v", "0", "-o", str(folder)], capture_output=True, check=True)
+    return folder
+
+
+@cache
+def arch_test() -> str:
+    """The path of ``test-llama-archs``, built on first use in a folder of its own."""
+    given = os.environ.get(ENV_ARCH_TEST)
+    if given:
+        return given
+    key, source = _source()
+    folder = BUILD / f"{key}-tests"
+    if not (folder / "bin" / ARCH_TEST).is_file():
+        _build(source(), folder, TEST_OPTIONS, (ARCH_TEST,))
+    return str(folder / "bin" / ARCH_TEST)
+
+
+def _source() -> tuple[str, Callable[[], Path]]:
+    """(what names the source tree's builds, where it is)."""
+    given = os.environ.get(source_tree.ENV)
+    if given:
+        return "of-" + hashlib.sha256(given.encode()).hexdigest()[:8], lambda: Path(given)
+    version = source_tree._pinned_version()
+    return version, lambda: _whole_tree(version)
 
 
 @cache
@@ -39,11 +72,10 @@ def program_folder() -> Path:
         if missing := _missing(folder):
             raise RuntimeError(f"{ENV_BIN}={given} holds no {', '.join(missing)}; it must be the bin folder of a llama.cpp build")
         return folder
-    source_env = os.environ.get(source_tree.ENV)
-    key = "of-" + hashlib.sha256(source_env.encode()).hexdigest()[:8] if source_env else source_tree._pinned_version()
+    key, source = _source()
     folder = BUILD / key / "bin"
     if _missing(folder):
-        _build(Path(source_env) if source_env else _whole_tree(key), folder.parent)
+        _build(source(), folder.parent, OPTIONS, PROGRAMS)
     return folder
 
 
@@ -57,13 +89,13 @@ def _missing(folder: Path) -> list[str]:
     return [name for name in PROGRAMS if not (folder / name).is_file()]
 
 
-def _build(source: Path, target: Path) -> None:
+def _build(source: Path, target: Path, options: Sequence[str], programs: Sequence[str]) -> None:
     """An interrupted build is taken up again: the linker writes a program at the very end."""
-    print(f"Building {', '.join(PROGRAMS)} in {target}; this takes some minutes.", file=sys.stderr)
+    print(f"Building {', '.join(programs)} in {target}; this takes some minutes.", file=sys.stderr)
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(len(os.sched_getaffinity(0)))
     for command in (
-        [_cmake(), "-S", str(source), "-B", str(target), *OPTIONS],
-        [_cmake(), "--build", str(target), "--parallel", jobs, "--target", *PROGRAMS],
+        [_cmake(), "-S", str(source), "-B", str(target), *options],
+        [_cmake(), "--build", str(target), "--parallel", jobs, "--target", *programs],
     ):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if done.returncode:

@@ -25,8 +25,9 @@ from quantscope.quants import can_decode, decode
 from quantscope.sources.base import RawTensor, Source, missing_tensor, show
 
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"  # of runs beyond and within the pretraining's context
 ALL_IDS = slice(None)
-NOT_OF_THE_HEAD = ("token_embd.weight", ROPE_FREQS)
+NOT_OF_THE_HEAD = ("token_embd.weight", ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
 BY_ID = ("output.weight", "output.bias")  # tensors of the head with one row per token id
 
 
@@ -74,8 +75,9 @@ class WeightProvider(Protocol):
         ids: the part of the vocabulary whose logits are wanted; "output.weight" and "output.bias" have these rows only.
         """
 
-    def rope_factors(self) -> Tensor | None:
-        """rope_freqs.weight [R], the divisors of the RoPE frequencies; None where there are none."""
+    def rope_factors(self, n: int = 0) -> Tensor | None:
+        """The divisors of the RoPE frequencies of a run over n positions, [R]: rope_freqs.weight, or rope_factors_short and _long; None:
+        there are none."""
 
     def layer_names(self, i: int) -> Mapping[str, str]:
         """Local name → canonical name of the tensors layer i has."""
@@ -109,8 +111,8 @@ class OnTop:
     def top(self, ids: slice = ALL_IDS) -> Mapping[str, Tensor]:
         return self.inner.top(ids)
 
-    def rope_factors(self) -> Tensor | None:
-        return self.inner.rope_factors()
+    def rope_factors(self, n: int = 0) -> Tensor | None:
+        return self.inner.rope_factors(n)
 
     def layer_names(self, i: int) -> Mapping[str, str]:
         return self.inner.layer_names(i)
@@ -282,8 +284,11 @@ class Weights:
     def top(self, ids: slice = ALL_IDS) -> Mapping[str, Tensor]:
         return top_tensors(self.top_names(), ids, self.band)
 
-    def rope_factors(self) -> Tensor | None:
-        return self.get(ROPE_FREQS) if ROPE_FREQS in self._rows else None
+    def rope_factors(self, n: int = 0) -> Tensor | None:
+        name = next(
+            (name for name in (ROPE_FREQS, ROPE_LONG if n > self.config.rope.n_ctx_orig else ROPE_SHORT) if name in self._rows), None
+        )
+        return None if name is None else self.get(name)
 
     def _canonical(self, name: str) -> Tensor:
         llama3 = self.config.rope.llama3

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from quantscope.arch.config import Experts, Gating, Latent, ModelConfig, RopeConfig, Scaling
+from quantscope.arch.config import Block, Experts, Gating, Latent, ModelConfig, RopeConfig, Scaling
 from quantscope.arch.spec import Sizes
 from quantscope.arch.table import ArchSpec, arch_spec
-from quantscope.errors import CorruptFileError, UnsupportedFeatureError
+from quantscope.errors import CorruptFileError, MissingTensorError, UnsupportedFeatureError
 from quantscope.sources.base import Source, missing_tensor, show
+from quantscope.wording import count
 
 # Key → values that leave the forward as it is; any other value needs an operation that an architecture without the key in its ``reads``
 # does not have.
@@ -169,11 +170,13 @@ def config_from_gguf(source: Source) -> ModelConfig:
     if "token_embd.weight" not in source.tensors:
         raise missing_tensor(source.path, "token_embd.weight", source.tensors)
     sizes = _sizes(keys, spec)
+    _check_layers(source, keys, spec, sizes.n_layer)
     keys.defaults = spec.defaults(sizes)
     keys.refuse()
     n_ctx, n_head = keys.count("context_length"), sizes.n_head
     latent = _latent(keys)
-    n_head_kv = n_head if latent else keys.count("attention.head_count_kv", n_head)
+    n_head_kv = keys.count("attention.head_count_kv", n_head)
+    n_head_kv = n_head if latent else n_head_kv  # latent attention has one key a token in the cache, and one a head in the scores
     head_dim, value_dim = _head(keys, sizes, latent)
     if n_head % n_head_kv:
         raise keys.contradiction(f"{n_head} attention heads do not divide among {n_head_kv} key/value heads, expected a multiple")
@@ -194,7 +197,7 @@ def config_from_gguf(source: Source) -> ModelConfig:
         kq_scale=_kq_scale(keys, head_dim) * (_yarn_scale(keys, rope) ** 2 if latent else 1.0),
         tied="output.weight" not in source.tensors,
         rope=rope,
-        block=replace(spec.block, parallel=bool(keys.own("use_parallel_residual")) or spec.block.parallel),
+        block=_block(source, keys, spec),
         value_dim=value_dim if value_dim != head_dim else 0,
         embedding_scale=keys.own_number("embedding_scale") or 1.0,
         residual_scale=keys.own_number("residual_scale") or 1.0,
@@ -213,6 +216,24 @@ def config_from_gguf(source: Source) -> ModelConfig:
         latent=latent,
         ignored_keys=keys.ignored(),
     )
+
+
+def _check_layers(source: Source, keys: Keys, spec: ArchSpec, n_layer: int) -> None:
+    """MissingTensorError when the header counts more layers than there are tensors of."""
+    numbers = (name.split(".")[1] for name in source.tensors if name.startswith("blk."))
+    n_there = 1 + max((int(n) for n in numbers if n.isdigit()), default=-1)
+    if n_layer > n_there:
+        raise MissingTensorError(
+            f"{keys.where}: there is no tensor 'blk.{n_there}.{spec.layer[0].name}': {keys.prefix}block_count is {n_layer}, but the file "
+            f"has tensors of {count(n_there, 'layer')}. The header belongs to another model, or the file was converted incompletely: run "
+            f"`quantscope inspect {keys.where}` to list its tensors."
+        )
+
+
+def _block(source: Source, keys: Keys, spec: ArchSpec) -> Block:
+    if spec.lacking is not None and spec.lacking[0] not in source.tensors:
+        return spec.lacking[1]
+    return replace(spec.block, parallel=True) if keys.own("use_parallel_residual") else spec.block
 
 
 def _sizes(keys: Keys, spec: ArchSpec) -> Sizes:
@@ -295,7 +316,7 @@ def _experts(keys: Keys, sizes: Sizes) -> Experts | None:
         n_expert,
         sizes.n_expert_used,
         n_ff,
-        (shared or n_ff) * n_shared if "expert_shared_count" in keys.reads else shared,
+        (shared or n_ff) * n_shared if n_shared else shared,
         tuple(i >= lead and (i + 1) % step == 0 for i in range(sizes.n_layer)),
         GATINGS[gating],
         bool(keys.own("expert_weights_norm")) if {"expert_weights_norm"} & (keys.reads | keys.defaults.keys()) else True,
@@ -305,17 +326,23 @@ def _experts(keys: Keys, sizes: Sizes) -> Experts | None:
     )
 
 
+def _scaling(keys: Keys, spec: ArchSpec) -> tuple[Scaling, float]:
+    """How frequencies are scaled, and by how much."""
+    kind = keys.get("rope.scaling.type") or "linear"  # llama.cpp's default; with no factor it scales nothing
+    factor = keys.number("rope.scaling.factor", 0) or keys.number("rope.scale_linear", 0) or 1.0
+    if kind == "longrope" and any(row.name == "rope_factors_long.weight" for row in spec.top):
+        return "none", 1.0  # all of it is in tensors of factors, and in rope.scaling.attn_factor
+    if kind not in ("none", "linear", "yarn"):
+        raise keys.unsupported("rope.scaling.type", repr(kind), "'none', 'linear' or 'yarn'")
+    return ("none", 1.0) if kind == "linear" and factor == 1.0 else (kind, factor)
+
+
 def _rope(keys: Keys, spec: ArchSpec, head_dim: int, n_ctx: int) -> RopeConfig:
     turns = spec.rope is not None and keys.defaults.get("rope.dimension_count") != 0
     dim = keys.count("rope.dimension_count", head_dim) if turns else 0
     if dim > head_dim or dim % 2:
         raise keys.contradiction(f"{keys.prefix}rope.dimension_count is {dim}, expected an even number of at most {head_dim} (a head)")
-    scaling: Scaling = keys.get("rope.scaling.type") or "linear"  # llama.cpp's default; with no factor it scales nothing
-    factor = keys.number("rope.scaling.factor", 0) or keys.number("rope.scale_linear", 0) or 1.0
-    if scaling not in ("none", "linear", "yarn"):
-        raise keys.unsupported("rope.scaling.type", repr(scaling), "'none', 'linear' or 'yarn'")
-    if scaling == "linear" and factor == 1.0:
-        scaling = "none"
+    scaling, factor = _scaling(keys, spec)
     log = keys.own_number("rope.scaling.yarn_log_multiplier")
     default_magnitude = yarn_magnitude(factor) / (yarn_magnitude(factor, log) if log else 1.0) if scaling == "yarn" else 1.0
     if "attention.kv_lora_rank" in keys.reads and log:  # all of it is in the scale of the scores

@@ -76,6 +76,7 @@ class ArchSpec:
     hf_half_split: tuple[str, ...] = ()  # linears whose HF rows are in half-split order where the canonical ones are interleaved
     block: Block = LLAMA_BLOCK
     reads: frozenset[str] = frozenset()
+    lacking: tuple[str, Block] | None = None  # (tensor, the block of a file that does not have it)
     defaults: Defaults = lambda s: {}
     turns: Callable[[int, bool, bool], bool] = lambda i, windowed, any_windowed: True
     divides_logits: bool = False  # logit_scale divides
@@ -116,6 +117,7 @@ EXPERT_SCALES = may(*((f"ffn_{part}_exps.scale", "X") for part in ("gate", "up",
 TOP = need(("token_embd.weight", "VE"), ("output_norm.weight", "E")) + may(("output.weight", "VE"), ("output.scale", "1"))
 TOP_LN = TOP + need(("output_norm.bias", "E"))
 ROPE_FREQS = may(("rope_freqs.weight", "R"))
+ROPE_FACTORS = may(("rope_factors_long.weight", "R"), ("rope_factors_short.weight", "R"))
 POSITIONS = need(("position_embd.weight", "PE"))
 
 MATRICES = need(*weights(*LINEARS[:3]), unless=QKV) + may((QKV, "AE"), ("attn_qkv.bias", "A")) + need(("attn_output.weight", "EO")) + SCALES

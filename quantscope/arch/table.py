@@ -36,10 +36,12 @@ from quantscope.arch.spec import (
     QK_NORM_ALL,
     QK_NORM_EACH,
     QKV_BIAS,
+    ROPE_FACTORS,
     ROPE_FREQS,
     ROUTING_KEYS,
     SCALE_KEYS,
     SEED,
+    SHARED_COUNT,
     SHARED_GATE,
     SHARED_LENGTH,
     SINKS,
@@ -83,7 +85,9 @@ PERIOD = "attention.sliding_window_pattern"
 
 LLAMA_LIKE = (
     ArchSpec("llama", ("llama", "mistral"), "interleaved", TOP + ROPE_FREQS, LLAMA, ("attn_q", "attn_k"), reads=LLAMA_KEYS),
-    ArchSpec("qwen2", ("qwen2",), "half", TOP + may(("output.bias", "V")), NORMS + MATRICES + GATED + need(*QKV_BIAS)),
+    ArchSpec(
+        "qwen2", ("qwen2",), "half", TOP + may(("output.bias", "V")), NORMS + MATRICES + GATED + need(*QKV_BIAS, unless="attn_qkv.bias")
+    ),
     ArchSpec(
         "qwen3",
         ("qwen3",),
@@ -97,17 +101,17 @@ LLAMA_LIKE = (
     ArchSpec("baichuan", (), "interleaved", TOP, LAYER + BIASES, defaults=baichuan),
     ArchSpec("orion", (), "half", TOP_LN, NORMS_LN + ATTENTION + GATED + BIASES, block=LAYER_NORM),
     ArchSpec("seed_oss", (), "half", TOP, SEED + ATTENTION + GATED + BIASES, block=FFN_NORM_IS_POST),
-    ArchSpec("ernie4_5", (), "interleaved", TOP, LAYER, mrope="interleaved"),
+    ArchSpec("ernie4_5", (), "interleaved", TOP, LAYER, mrope="interleaved", ignores=frozenset({"expert_count"})),
     ArchSpec("exaone", (), "half", TOP + ROPE_FREQS, LAYER + BIASES),
     ArchSpec("arcee", (), "interleaved", TOP + ROPE_FREQS, NORMS + ATTENTION + UNGATED + BIASES, block=Block(activation="relu2")),
     ArchSpec("smollm3", (), "interleaved", TOP, LAYER + BIASES, turns=not_every_fourth),
     ArchSpec("maincoder", (), "interleaved", TOP, LAYER + BIASES + need(*QK_NORM), block=QK_AFTER),
-    ArchSpec("pangu-embedded", (), "half", TOP + may(("output.bias", "V")), LAYER + BIASES),
+    ArchSpec("pangu-embedded", (), "half", TOP + may(("output.bias", "V")), LAYER + need(*OUT_BIAS) + may(*FFN_BIAS)),
     ArchSpec("hunyuan-dense", (), "half", TOP, LAYER + BIASES + need(*QK_NORM), block=QK_AFTER, mrope="half"),
     ArchSpec("qwen", (), "half", TOP, LAYER + BIASES, halved_ff=True),
     ArchSpec("refact", (), None, TOP, LAYER, defaults=given({ALIBI: 8.0})),
     # gate and up in one matrix
-    ArchSpec("phi3", (), "half", TOP, NORMS + ATTENTION + FUSED + BIASES, block=Block(fused=True)),
+    ArchSpec("phi3", (), "half", TOP + ROPE_FACTORS, NORMS + ATTENTION + FUSED + BIASES, block=Block(fused=True)),
     ArchSpec("chatglm", (), "interleaved", TOP, NORMS + ATTENTION + FUSED + BIASES, block=Block(fused=True)),
     # scales of embedding, residuals and logits
     ArchSpec(
@@ -224,6 +228,7 @@ WITH_LAYER_NORM = (
         TOP_LN,
         ONE_NORM_LN + ATTENTION + GATED + BIASES + QK_NORM_EACH + may(("ffn_norm.weight", "E"), ("ffn_norm.bias", "E")),
         block=LAYER_NORM,
+        lacking=("blk.0.ffn_norm.weight", Block(norm="layer", parallel=True, ffn_norm="")),  # StableLM 2 12B
     ),
 )
 
@@ -314,7 +319,7 @@ WITH_EXPERTS = (
         TOP,
         NORMS + ATTENTION + BIASES + MOE + need(*QK_NORM),
         block=QK_AFTER,
-        reads=MOE_KEYS | {SHARED_LENGTH},
+        reads=LLAMA_KEYS | {SHARED_LENGTH},
         defaults=shared_as_wide,
     ),
     ArchSpec("deepseek", (), "interleaved", TOP, LAYER + BIASES + MOE, reads=ROUTING_KEYS, defaults=given({"expert_weights_norm": False})),
@@ -349,8 +354,8 @@ WITH_EXPERTS = (
         "half",
         TOP + ROPE_FREQS,
         LAYER + BIASES + MOE + PROBS_BIAS + need(*QK_NORM),
-        reads=ROUTING_KEYS | WINDOW_KEYS | {SHARED_LENGTH},
-        defaults=window(128, 4),
+        reads=(ROUTING_KEYS - {SHARED_COUNT}) | WINDOW_KEYS | {SHARED_LENGTH},
+        defaults=both(window(128, 4), given({SHARED_COUNT: 1})),
         turns=where_windowed,
     ),
     ArchSpec(
@@ -358,7 +363,7 @@ WITH_EXPERTS = (
         (),
         "half",
         TOP,
-        SEED + ATTENTION + BIASES + EXPERTS + SINKS,
+        SEED + ATTENTION + need(*OUT_BIAS) + EXPERTS + SINKS,
         block=Block(ffn_norm="post_attention_norm", activation="swiglu_oai"),
         reads=MOE_KEYS | WINDOW_KEYS,
         defaults=given({PERIOD: 2, "expert_gating_func": 3, "expert_weights_norm": False}),
@@ -374,7 +379,7 @@ WITH_LATENT_ATTENTION = (
         NORMS + LATENT + GATED + MOE + PROBS_BIAS,
         reads=ROUTING_KEYS | LATENT_KEYS | YARN_LOG,
     ),
-    ArchSpec("minicpm3", (), "half", TOP, NORMS + LATENT + GATED, reads=LATENT_KEYS, defaults=minicpm, divides_logits=True),
+    ArchSpec("minicpm3", (), "half", TOP + ROPE_FACTORS, NORMS + LATENT + GATED, reads=LATENT_KEYS, defaults=minicpm, divides_logits=True),
 )
 
 ARCHS: dict[str, ArchSpec] = {

@@ -90,7 +90,7 @@ def _rotated(which: Literal["q", "k"]) -> Operation:
         rope = at.config.rope_of(at.layer)
         if rope is None:
             return x
-        factors = at.weights.rope_factors() if rope is at.config.rope else None
+        factors = at.weights.rope_factors(at.positions[-1] + 1) if rope is at.config.rope else None
         tables = at.m.rope_tables(rope, torch.tensor(at.positions), factors, x.dtype)
         return at.m.rotate(at.heads(x), tables, which).flatten(-2)
 
@@ -148,13 +148,20 @@ def _weights(at: Place, scores: Tensor, chosen: Tensor) -> Tensor:
     return expert_weights(scores, chosen.long(), at.config.experts)
 
 
-def _of_experts(name: str) -> Operation:
-    """One matrix of every chosen expert: its input [1,T,E] or [1,T,n_used·M], the chosen ones [1,T,n_used]."""
+def _of_experts(part: int, name: str) -> Operation:
+    """Gate or up of every chosen expert, from a matrix of its own or its half of a common one: [1,T,E], [1,T,n_used] → [1,T,n_used·M]."""
 
     def product(at: Place, x: Tensor, chosen: Tensor) -> Tensor:
-        return chosen_linear(x, chosen.long(), at.w, name, at.m)
+        if "ffn_gate_up_exps.weight" not in at.w:
+            return chosen_linear(x, chosen.long(), at.w, name, at.m)
+        both = chosen_linear(x, chosen.long(), at.w, "ffn_gate_up_exps", at.m)
+        return both.reshape(*chosen.shape, -1).chunk(2, dim=-1)[part].flatten(-2)
 
     return product
+
+
+def _expert_down(at: Place, x: Tensor, chosen: Tensor) -> Tensor:
+    return chosen_linear(x, chosen.long(), at.w, "ffn_down_exps", at.m, each=True)
 
 
 def _mixed(at: Place, down: Tensor, weight: Tensor) -> Tensor:
@@ -195,10 +202,10 @@ OPERATIONS: dict[str, Operation | NotReplayed] = {
     "ffn_moe_probs": _probabilities,
     "ffn_moe_topk": None,  # a choice: where two experts are equally probable, either is right
     "ffn_moe_weights": _weights,
-    "ffn_moe_gate": _of_experts("ffn_gate_exps"),
-    "ffn_moe_up": _of_experts("ffn_up_exps"),
+    "ffn_moe_gate": _of_experts(0, "ffn_gate_exps"),
+    "ffn_moe_up": _of_experts(1, "ffn_up_exps"),
     "ffn_moe_swiglu": _activated,
-    "ffn_moe_down": _of_experts("ffn_down_exps"),
+    "ffn_moe_down": _expert_down,
     "ffn_moe_out": _mixed,
     "ffn_gate": lambda at, x: _linear(f"ffn_gate{_shared(at)}")(at, x),
     "ffn_up": lambda at, x: _linear(f"ffn_up{_shared(at)}")(at, x),

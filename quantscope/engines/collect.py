@@ -63,13 +63,21 @@ class Steps:
     def __init__(self, collect: Collector) -> None:
         self._collect = collect
         self._rows: dict[str, list[Tensor]] = {}
+        self._n = 0
+
+    def begin(self) -> Steps:
+        """The next step: of several tensors of one tap in a step the last one counts."""
+        self._n += 1
+        return self
 
     def wants(self, name: str) -> bool:
         return not name.startswith("kq_soft_max") and self._collect.wants(name)
 
     def __call__(self, name: str, x: Tensor, /) -> None:
         if self.wants(name):
-            self._rows.setdefault(name, []).append(x.detach().to("cpu", torch.float32))
+            rows = self._rows.setdefault(name, [])
+            del rows[self._n - 1 :]
+            rows.append(x.detach().to("cpu", torch.float32))
 
     def hand_on(self) -> None:
         """Give the collector what has come together."""

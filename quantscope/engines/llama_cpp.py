@@ -36,7 +36,7 @@ def run(request: Request, collect: Collector) -> Trace:
         if request.steps:
             steps = Steps(collect)
             plain = _step_by_step(llama, request.tokens)
-            observed = _step_by_step(llama, request.tokens, lambda: TapObserver(steps, 1))
+            observed = _step_by_step(llama, request.tokens, lambda: TapObserver(steps.begin(), 1))
             steps.hand_on()
         else:
             plain = llama.decode(request.tokens)

@@ -20,6 +20,8 @@ SHOWN_VIEWS = {  # where only a view of a larger tensor has the name
     "Kcur": "Kcur_pre",
     "Vcur": "Vcur",
     "ffn_moe_topk": "ffn_moe_topk",
+    "ffn_moe_gate": "ffn_moe_gate",
+    "ffn_moe_up": "ffn_moe_up",
     "ffn_moe_weights_softmax": "ffn_moe_weights",
 }
 
@@ -53,8 +55,27 @@ BY_WEIGHT = {
 # These come after the attention in some architectures, and before the feed-forward in others.
 AFTER_OR_BEFORE = ("post_attention_norm", "attn_output_norm")
 
+# names of products, scales and biases, where what they are made of is not said
+BY_PRODUCT_NAME = {
+    **{name: name for name in ("attn_norm", "ffn_norm", "result_norm", "Vcur", "Qcur_normed", "Kcur_normed", "attn_out", "ffn_out")},
+    "Qcur": "Qcur_pre",
+    "Kcur": "Kcur_pre",
+    **{f"{name}{part}": name for name in ("ffn_gate", "ffn_up") for part in ("", "_b", "_s")},
+}
+
 # (name, operations) → tap, of nodes without a weight
-ACTIVATIONS = ("ffn_swiglu", "ffn_silu", "ffn_geglu", "ffn_gelu", "ffn_reglu", "ffn_relu", "ffn_sqr(relu)", "ffn_swiglu_oai")
+ACTIVATIONS = (
+    "ffn_swiglu",
+    "ffn_silu",
+    "ffn_geglu",
+    "ffn_gelu",
+    "ffn_reglu",
+    "ffn_relu",
+    "ffn_sqr(relu)",
+    "ffn_swiglu_oai",
+    "ffn_gate_par",
+)
+ANY: tuple[str, ...] = ()  # its kind is in the operation: a log calls it SWIGLU or GELU, the graph GLU or UNARY
 BY_NAME: dict[str, tuple[tuple[str, ...], str]] = {
     EMBD: (("GET_ROWS", "SCALE"), EMBD),
     "inp_scaled": (("SCALE",), EMBD),
@@ -74,14 +95,15 @@ BY_NAME: dict[str, tuple[tuple[str, ...], str]] = {
     "sa_out": (("ADD",), "ffn_inp"),
     "ffn_out": (("ADD",), "ffn_out"),
     "l_out": (("ADD",), "l_out"),
-    "ffn_moe_probs": (("SOFT_MAX", "UNARY"), "ffn_moe_probs"),
+    "ffn_moe_probs": (ANY, "ffn_moe_probs"),
     "ffn_moe_weights": (("GET_ROWS",), "ffn_moe_weights"),
     "ffn_moe_weights_norm": (("DIV",), "ffn_moe_weights"),
     "ffn_moe_weights_scaled": (("SCALE",), "ffn_moe_weights"),
+    **{f"ffn_moe_{part}_scaled": (("MUL",), f"ffn_moe_{part}") for part in ("gate", "up", "down")},
     "ffn_moe_out": (("ADD", "CONT"), "ffn_moe_out"),
     "ffn_shexp_out": (("MUL",), "ffn_shexp_out"),
-    **dict.fromkeys(ACTIVATIONS, (("GLU", "UNARY", "SQR"), "ffn_swiglu")),
-    **{name.replace("ffn_", "ffn_moe_", 1): (("GLU", "UNARY", "SQR"), "ffn_moe_swiglu") for name in ACTIVATIONS},
+    **dict.fromkeys(ACTIVATIONS, (ANY, "ffn_swiglu")),
+    **{name.replace("ffn_", "ffn_moe_", 1): (ANY, "ffn_moe_swiglu") for name in ACTIVATIONS},
 }
 
 
@@ -90,6 +112,7 @@ class TapNamer:
 
     def __init__(self) -> None:
         self._attending = False  # kqv_out was seen and what follows the attention was not
+        self._attended, self._layer = "", ""  # name of the node that the output projection made last, and its layer
 
     def __call__(self, name: str, op: str, sources: Sequence[str] = ()) -> str | None:
         """The tap of a node by its name, its operation (``MUL_MAT``, ``ROPE`` ...) and the names of the tensors it is made of."""
@@ -98,21 +121,36 @@ class TapNamer:
             return self._tap(SHOWN_VIEWS.get(stem) if op == "VIEW" or stem == "ffn_moe_weights_softmax" else None, layer)
         weight = next((s for s in sources if s.startswith(("blk.", "output_norm.", "token_embd_norm."))), None)
         if weight is not None and op in PRODUCTS:
-            return self._by_weight(weight)
+            return self._by_weight(weight, name)
+        if self._attended in sources and name.startswith("node_"):
+            return self._unnamed(name, op, sources)
         if stem == HEAD_TAPS[1]:
             return stem
-        ops, tap = BY_NAME.get(stem, ((), None))
-        if op not in ops or (stem == "ffn_out" and not any(s.startswith("ffn_moe_out") for s in sources)):
+        if op in PRODUCTS and stem in BY_PRODUCT_NAME and not (stem == "ffn_out" and op == "ADD"):
+            return self._tap(BY_PRODUCT_NAME[stem], layer)
+        ops, tap = BY_NAME.get(stem, (ANY, None))
+        if (ops and op not in ops) or (stem == "ffn_out" and not any(s.startswith("ffn_moe_out") for s in sources)):
             return None
         self._attending = tap == "kqv_out" or (self._attending and tap != "ffn_inp")
         return self._tap(tap, layer)
 
-    def _by_weight(self, weight: str) -> str | None:
+    def _unnamed(self, name: str, op: str, sources: Sequence[str]) -> str | None:
+        """A node without a name that reads the attention's output: some of its rows, or the sum with the stream."""
+        if op == "GET_ROWS":
+            self._attended = name
+        if op != "ADD" or any(s.startswith("ffn_out") for s in sources):
+            return None
+        self._attending = False
+        return self._tap("ffn_inp", self._layer)
+
+    def _by_weight(self, weight: str, name: str) -> str | None:
         if weight.startswith("output_norm."):
             return HEAD_TAPS[0]
         if weight.startswith("token_embd_norm."):
             return EMBD
         _, layer, stem = weight.rpartition(".")[0].split(".", 2)
+        if stem == "attn_output":
+            self._attended, self._layer = name, layer
         if stem in AFTER_OR_BEFORE:
             return self._tap("attn_post_norm" if self._attending else "ffn_norm", layer)
         return self._tap(BY_WEIGHT.get(stem), layer)

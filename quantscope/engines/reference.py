@@ -61,7 +61,7 @@ def run(request: Request, collect: Collector, weights: Weights | None = None) ->
         arch=weights.config.arch,
         tokens=request.tokens,
         dtype="bfloat16" if request.arithmetic == "bf16" else request.dtype,
-        config=_config(weights),
+        config=_config(weights, len(request.tokens)),
         predicted=_predicted(ids, weights, collect, request.kv) if request.predict and request.arithmetic == "exact" else None,
     )
     return Trace(origin, collect.complete())
@@ -71,7 +71,7 @@ def _step_by_step(ids: Tensor, weights: Weights, collect: Collector, dtype: torc
     """One token at a time over a cache."""
     steps, cache = Steps(collect), KVCache()
     for t in range(ids.shape[1]):
-        forward(ids[:, t : t + 1], weights, FirstOfBatch(steps), dtype=dtype, cache=cache, arithmetic=arithmetic)
+        forward(ids[:, t : t + 1], weights, FirstOfBatch(steps.begin()), dtype=dtype, cache=cache, arithmetic=arithmetic)
     steps.hand_on()
 
 
@@ -107,9 +107,9 @@ def _predicted(ids: Tensor, weights: Weights, exact: Collector, kv: KVType) -> d
     return found
 
 
-def _config(weights: Weights) -> dict[str, Any]:
+def _config(weights: Weights, n: int) -> dict[str, Any]:
     """The model's config and the divisors of its RoPE frequencies, as plain data."""
-    factors = weights.rope_factors()
+    factors = weights.rope_factors(n)
     return as_data(weights.config) | {"rope_factors": None if factors is None else factors.tolist()}
 
 

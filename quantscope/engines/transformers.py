@@ -86,7 +86,7 @@ def _step_by_step(model: Any, ids: Tensor, spec: ArchSpec, collect: Collector) -
     """One token at a time over the cache that the model hands back."""
     steps, past = Steps(collect), None
     for t in range(ids.shape[1]):
-        with _observed(model, _Canonical(steps, spec, model)):
+        with _observed(model, _Canonical(steps.begin(), spec, model)):
             past = model(ids[:, t : t + 1], past_key_values=past, use_cache=True).past_key_values
     steps.hand_on()
 

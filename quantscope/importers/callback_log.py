@@ -25,6 +25,7 @@ HEADER = re.compile(
     r"^(?P<prefix>.*?)\b(?:common_debug_cb_eval|ggml_debug)(?:<[^>]*>)?:\s*(?P<name>\S.*?) = \((?P<type>\w+)\)\s+"
     r"(?P<op>[A-Z][A-Z0-9_]*)\((?P<sources>.*)\) = \{(?P<ne>\d+(?:, \d+)*)\}"
 )
+SOURCE = re.compile(r"([^{},]+?)\{")
 BEGUN = re.compile(r"\b(?:common_debug_cb_eval|ggml_debug)(?:<[^>]*>)?:")
 # What older builds called the nodes, where no newer build means something else by the name.
 OLD_NAMES = {"inp_embd": "embd", "ffn_gate_par": "ffn_swiglu", "kq_soft_max_ext": "kq_soft_max"}
@@ -38,6 +39,7 @@ class Node:
     op: str
     ne: tuple[int, ...]  # ne0 runs fastest
     values: Printed | None = None
+    sources: tuple[str, ...] = ()  # names of the tensors it is made of, as far as the line says them
 
     @property
     def stem(self) -> str:
@@ -100,7 +102,12 @@ class CallbackLog:
 
     def _header(self, found: re.Match[str]) -> None:
         self.n_headers += 1
-        node = Node(found["name"], found["op"], tuple(map(int, found["ne"].split(", "))))
+        node = Node(
+            found["name"],
+            found["op"],
+            tuple(map(int, found["ne"].split(", "))),
+            sources=tuple(s.strip() for s in SOURCE.findall(found["sources"])),
+        )
         graph = self.graphs[-1]
         key = (node.name, node.op)
         if not graph.nodes or (key in graph.seen and split_tap(f"{node.stem}-{node.layer}" if node.layer else node.stem)):

@@ -95,7 +95,7 @@ def named(nodes: Sequence[Node]) -> Iterator[tuple[str, Node]]:
         stem = {"kqv_merged_cont": "kqv_out", "kqv_out": "attn_out"}.get(node.stem, node.stem) if before_2025 else node.stem
         # With flash attention kqv_out is a view of the operation's result, with the values of the tap.
         op = "CONT" if stem == "kqv_out" and node.op in VIEWS else node.op
-        tap = namer(f"{stem}-{node.layer}" if node.layer else stem, op)
+        tap = namer(f"{stem}-{node.layer}" if node.layer else stem, op, node.sources)
         if tap is not None:
             yield tap, node
 

@@ -88,11 +88,11 @@ def projected_heads(
         tap(name, z)
     q, k, v = (z.reshape(*z.shape[:2], -1, config.head_dim) for z in (q, k, v))  # [B,T,H,D], [B,T,K,D] twice
     for step in ("norm", "turn") if config.block.qk_norm == "before" else ("turn", "norm"):
-        if step == "turn":
-            q, k = (q, k) if rope is None else (m.rotate(q, rope, "q"), m.rotate(k, rope, "k"))
+        if step == "turn" and rope is not None:
+            q, k = m.rotate(q, rope, "q"), m.rotate(k, rope, "k")
             tap("Qcur", q.flatten(-2))
             tap("Kcur", k.flatten(-2))
-        elif "attn_q_norm.weight" in w:
+        elif step == "norm" and "attn_q_norm.weight" in w:
             q, k = head_norm(q, w, "attn_q_norm", config, m), head_norm(k, w, "attn_k_norm", config, m)
             tap("Qcur_normed", q.flatten(-2))
             tap("Kcur_normed", k.flatten(-2))

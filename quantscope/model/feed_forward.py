@@ -18,7 +18,9 @@ from quantscope.model.taps import Tap, no_tap, wants
 
 def feed_forward(x: Tensor, w: Mapping[str, Tensor], config: ModelConfig, tap: Tap = no_tap, m: Arithmetic = EXACT) -> Tensor:
     """A layer's feed-forward, dense or a mixture of experts: x [B,T,E] → [B,T,E]."""
-    out = moe(x, w, config, tap, m) if "ffn_gate_inp.weight" in w else ffn(x, w, config, tap, m)
+    if "ffn_gate_inp.weight" in w:
+        return moe(x, w, config, tap, m)
+    out = ffn(x, w, config, tap, m)
     tap("ffn_out", out)
     return out
 
@@ -52,7 +54,11 @@ def moe(x: Tensor, w: Mapping[str, Tensor], config: ModelConfig, tap: Tap = no_t
     out = expert_outputs(x, chosen, w, config, tap, m)  # [B,T,n_used,E]
     mixed = (out * weight[..., None]).sum(-2)  # [B,T,E]
     tap("ffn_moe_out", mixed)
-    return mixed + shared_experts(x, w, config, tap, m) if "ffn_up_shexp.weight" in w else mixed
+    if "ffn_up_shexp.weight" not in w:
+        return mixed
+    out = mixed + shared_experts(x, w, config, tap, m)
+    tap("ffn_out", out)
+    return out
 
 
 def router(x: Tensor, w: Mapping[str, Tensor], experts: Experts, tap: Tap, m: Arithmetic) -> tuple[Tensor, Tensor]:
@@ -128,11 +134,11 @@ def one_expert(x: Tensor, w: Mapping[str, Tensor], e: int, config: ModelConfig, 
     return dict(zip(EXPERT_TAPS, (gate, up, act, m.expert_linear(act, w, "ffn_down_exps", e)), strict=True))
 
 
-def chosen_linear(x: Tensor, chosen: Tensor, w: Mapping[str, Tensor], name: str, m: Arithmetic) -> Tensor:
-    """One matrix of every chosen expert: x [B,T,in], or [B,T,n_used·in] with an input for each, chosen [B,T,n_used] → [B,T,n_used·out]."""
+def chosen_linear(x: Tensor, chosen: Tensor, w: Mapping[str, Tensor], name: str, m: Arithmetic, *, each: bool = False) -> Tensor:
+    """One matrix of every chosen expert: x [B,T,in], chosen [B,T,n_used] → [B,T,n_used·out].  each: x is [B,T,n_used·in]."""
     slots = chosen.flatten(0, -2)  # [N,n_used]
-    width = w[f"{name}.weight"].shape[-1]
-    inputs = x.reshape(len(slots), -1, width).expand(-1, slots.shape[-1], -1)  # [N,n_used,in]
+    n_used = slots.shape[-1]
+    inputs = x.reshape(len(slots), n_used if each else 1, -1).expand(-1, n_used, -1)  # [N,n_used,in]
     made: Tensor | None = None
     for e in torch.unique(slots).tolist():
         y = m.expert_linear(inputs[slots == e], w, name, e)

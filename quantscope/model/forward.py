@@ -101,7 +101,7 @@ def tables(
     if config.rope.dim == 0:
         return Ropes(None, None)
     positions = torch.arange(n_past, n_past + h.shape[1], device=h.device)
-    everywhere = arithmetic.rope_tables(config.rope, positions, weights.rope_factors(), dtype)
+    everywhere = arithmetic.rope_tables(config.rope, positions, weights.rope_factors(n_past + h.shape[1]), dtype)
     own = config.window_rope
     return Ropes(everywhere, everywhere if own is None else arithmetic.rope_tables(own, positions, None, dtype))
 

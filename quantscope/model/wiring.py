@@ -34,7 +34,7 @@ def layer_wiring(config: ModelConfig, i: int, names: Collection[str]) -> Wiring:
 
     x = add("attn_norm", BEFORE) if b.attn_norm else BEFORE
     y = add("attn_norm_2", BEFORE) if "attn_norm_2.weight" in names else x
-    q, k = _heads(config, y, names, add)
+    q, k = _heads(config, i, y, names, add)
     add("kq_soft_max", q, k)
     add("kqv_out", "kq_soft_max", "Vcur")
     attended = add("attn_out", "kqv_out")
@@ -48,7 +48,7 @@ def layer_wiring(config: ModelConfig, i: int, names: Collection[str]) -> Wiring:
     return {tap: made[tap] for tap in LAYER_TAPS if tap in made}
 
 
-def _heads(config: ModelConfig, y: str, names: Collection[str], add: Adder) -> tuple[str, str]:
+def _heads(config: ModelConfig, i: int, y: str, names: Collection[str], add: Adder) -> tuple[str, str]:
     """What the scores are made of."""
     if config.latent:
         q = add("Qcur", add("Qcur_pre", y))
@@ -58,9 +58,9 @@ def _heads(config: ModelConfig, y: str, names: Collection[str], add: Adder) -> t
     q, k = add("Qcur_pre", source), add("Kcur_pre", source)
     add("Vcur", source)
     for step in ("norm", "turn") if config.block.qk_norm == "before" else ("turn", "norm"):
-        if step == "turn":
+        if step == "turn" and config.rope_of(i) is not None:
             q, k = add("Qcur", q), add("Kcur", k)
-        elif "attn_q_norm.weight" in names:
+        elif step == "norm" and "attn_q_norm.weight" in names:
             q, k = add("Qcur_normed", q), add("Kcur_normed", k)
     return q, k
 
@@ -84,7 +84,7 @@ def _experts(config: ModelConfig, z: str, names: Collection[str], add: Adder) ->
     act = add("ffn_moe_swiglu", add("ffn_moe_gate", z, chosen), add("ffn_moe_up", z, chosen))
     out = add("ffn_moe_out", add("ffn_moe_down", act, chosen), weight)
     if "ffn_up_shexp.weight" not in names:
-        return add("ffn_out", out)
+        return out
     shared = add("ffn_shexp", _activated(z, "ffn_gate_shexp.weight" in names, add))
     if "ffn_gate_inp_shexp.weight" in names:
         shared = add("ffn_shexp_out", shared, z)

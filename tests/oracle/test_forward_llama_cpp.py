@@ -13,7 +13,7 @@ from quantscope.engines.llama_session import LlamaSession
 from quantscope.metrics import nmse
 from quantscope.model.forward import forward
 from quantscope.model.generate import generate
-from quantscope.model.taps import LAYER_TAPS, Recorder, tap_names
+from quantscope.model.taps import USUAL_TAPS, Recorder, tap_names
 from quantscope.sources.resolve import open_source
 from quantscope.weights import Weights
 from tests.models import LINEARS, STORIES, STORIES_PROMPT, STORIES_TEXT, make_gguf
@@ -62,7 +62,7 @@ def tap_errors(path: Path, ids: list[int]) -> dict[str, float]:
     assert set(theirs) == set(recorder.taps)
     optional = {f"{name}-{i}" for name in ("Qcur_normed", "Kcur_normed") for i in range(weights.config.n_layer)}
     assert set(theirs) >= set(tap_names(weights.config.n_layer)) - optional
-    assert len(theirs) >= (len(LAYER_TAPS) - 2) * weights.config.n_layer
+    assert len(theirs) >= (len(USUAL_TAPS) - 2) * weights.config.n_layer
     return {name: float(nmse(torch.from_numpy(x).flatten(), recorder.taps[name][0].flatten())) for name, x in theirs.items()}
 
 

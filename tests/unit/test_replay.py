@@ -19,6 +19,7 @@ from quantscope.fingerprint import fingerprint
 from quantscope.model.arithmetic import EXACT, Arithmetic
 from quantscope.model.forward import KVCache, forward
 from quantscope.model.ggml_arithmetic import ggml_arithmetic
+from quantscope.model.ops import PLAIN, Scores
 from quantscope.model.rope import RopeTables
 from quantscope.model.taps import Recorder, tap_names
 from quantscope.sources.resolve import open_source
@@ -94,11 +95,11 @@ class Faulty(Arithmetic):
     def rotate(self, x: Tensor, tables: RopeTables, which: Literal["q", "k"]) -> Tensor:
         return self.done("rotate", super().rotate(x, tables, which))
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        return self.done("attention", super().attention(q, k, v, self.done("scale", torch.tensor(scale)).item()))
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
+        return self.done("attention", super().attention(q, k, v, self.done("scale", torch.tensor(scale)).item(), how))
 
-    def attention_map(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
-        return super().attention_map(q, k, self.done("scale", torch.tensor(scale)).item())
+    def attention_map(self, q: Tensor, k: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
+        return super().attention_map(q, k, self.done("scale", torch.tensor(scale)).item(), how)
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         return self.done("swiglu", super().swiglu(gate, up))
