@@ -116,6 +116,8 @@ class TapNamer:
 
     def __call__(self, name: str, op: str, sources: Sequence[str] = ()) -> str | None:
         """The tap of a node by its name, its operation (``MUL_MAT``, ``ROPE`` ...) and the names of the tensors it is made of."""
+        if op == "ROPE" and name.startswith("node_") and sources:
+            name = sources[0]  # what turns has a name, and the result has none
         stem, _, layer = name.partition("-")
         if op in VIEWS:
             return self._tap(SHOWN_VIEWS.get(stem) if op == "VIEW" or stem == "ffn_moe_weights_softmax" else None, layer)
