@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quantscope.arch.config import Llama3Scaling, ModelConfig
-from quantscope.arch.names import to_gguf, to_hf
+from quantscope.arch.names import Change, HfNames, expert_of, names_of, to_hf
 from quantscope.arch.read import read_config
 from quantscope.arch.table import ARCHS, TensorRow
 from quantscope.errors import MissingTensorError, NonFiniteError, ShapeError, UnsupportedTypeError
@@ -147,7 +147,8 @@ class Weights:
         self._spec = ARCHS[self.config.arch]
         self._kept: dict[str, Tensor] | None = {} if keep else None
         self._finite: set[tuple[str, int | None, int | None]] = set()
-        self._stored = _by_canonical_name(source)
+        self._names = names_of(source.metadata.get("model_type") if source.format == "safetensors" else None)
+        self._stored, self._stacks = _by_canonical_name(source, self._names)
         self._rows = self._find_rows()
         self._check_stored()
 
@@ -179,6 +180,7 @@ class Weights:
         """Shapes as the metadata say, types that hold weights."""
         for name, row in self._rows.items():
             stored, expected = self._stored.get(name), row.shape(self.config)
+            expected = expected[::-1] if self._change(name) == "transposed" else expected
             if stored is None:  # made, not stored
                 continue
             if not can_decode(stored.qtype):
@@ -195,13 +197,14 @@ class Weights:
                 )
 
     def _missing(self, name: str) -> MissingTensorError:
-        own = to_hf(name) if self.source.format == "safetensors" else name
+        own = to_hf(name, self._names) if self.source.format == "safetensors" else name
         return missing_tensor(self.source.path, own or name, self.source.tensors)
 
     @property
     def unused(self) -> tuple[str, ...]:
         """Tensors of the file (under its own names) that the forward does not read; a report must show them."""
-        used = {self._stored[name].name for name in self._rows if name in self._stored}
+        used = {self._stored[name].name for name in self._rows if name in self._stored and name not in self._stacks}
+        used |= {raw.name for name, stack in self._stacks.items() if name in self._rows for raw in stack}
         return tuple(name for name in self.source.tensors if name not in used)
 
     def names(self) -> tuple[str, ...]:
@@ -239,7 +242,7 @@ class Weights:
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
         """Rows of a matrix: ids [...] → [...,m].  Decodes only these rows, so that the embedding of a large vocabulary is never whole."""
-        if self._kept is not None or self._permuted(name):
+        if self._kept is not None or self._made(name):
             return self.get(name)[ids.to(self.device)]
         unique, inverse = torch.unique(ids, return_inverse=True)
         raw = self._stored[name]
@@ -250,7 +253,9 @@ class Weights:
 
     def band(self, name: str, ids: slice) -> Tensor:
         """Some consecutive rows of ``get(name)``; only these are decoded, unless the tensor is held or has its rows reordered."""
-        if ids == ALL_IDS or self._kept is not None or self._permuted(name):
+        if name in self._stacks and self._kept is None and ids != ALL_IDS:
+            return torch.stack([self._decoded(raw) for raw in self._stacks[name][ids]]).to(self.device)
+        if ids == ALL_IDS or self._kept is not None or self._made(name):
             return self.get(name)[ids]
         raw, shape = self._stored[name], self.shape(name)
         blocks = self.source.raw(raw.name).reshape(shape[0], -1)[ids]  # [rows, bytes of a row]
@@ -259,14 +264,18 @@ class Weights:
         return part.to(self.device)
 
     def will_need(self, names: Iterable[str]) -> None:
-        for name in names:
-            if name in self._stored:
-                self.source.will_need(self._stored[name].name)
+        for raw in self._raws(names):
+            self.source.will_need(raw.name)
 
     def let_go(self, names: Iterable[str]) -> None:
+        for raw in self._raws(names):
+            self.source.let_go(raw.name)
+
+    def _raws(self, names: Iterable[str]) -> Iterator[RawTensor]:
+        """What the file stores of these tensors."""
         for name in names:
             if name in self._stored:
-                self.source.let_go(self._stored[name].name)
+                yield from self._stacks.get(name, (self._stored[name],))
 
     def layer_names(self, i: int) -> dict[str, str]:
         """Local name → canonical name of the tensors layer i has."""
@@ -294,16 +303,28 @@ class Weights:
         llama3 = self.config.rope.llama3
         if name not in self._stored and llama3 is not None:
             return llama3_factors(self.config.rope.theta, self.config.rope.dim, llama3)
-        raw = self._stored[name]
-        tensor = torch.from_numpy(decode(self.source.raw(raw.name), raw.qtype)).reshape(self.shape(name))
-        self._check_finite_once(name, tensor, ALL_IDS)
-        if self._permuted(name):
-            return interleave_rows(tensor, tensor.shape[0] // self.config.head_dim)
+        if name in self._stacks:
+            return torch.stack([self._decoded(raw) for raw in self._stacks[name]])
+        tensor, change = self._decoded(self._stored[name]), self._change(name)
+        if change == "transposed":
+            tensor = tensor.T.contiguous()
+        return changed(tensor.reshape(self.shape(name)), change, self.config.head_dim)
+
+    def _decoded(self, raw: RawTensor) -> Tensor:
+        """A stored tensor in float32, in its own shape."""
+        tensor = torch.from_numpy(decode(self.source.raw(raw.name), raw.qtype)).reshape(raw.shape)
+        self._check_finite_once(raw.name, tensor, ALL_IDS)
         return tensor
 
-    def _permuted(self, name: str) -> bool:
-        stem = name.split(".")[-2]
-        return self.source.format == "safetensors" and stem in self._spec.hf_half_split and not name.endswith(".scale")
+    def _made(self, name: str) -> bool:
+        """Whether the canonical tensor is made from what is stored, and not just decoded."""
+        return name in self._stacks or self._change(name) is not None
+
+    def _change(self, name: str) -> Change | None:
+        """How what the folder stores differs from the canonical tensor; a GGUF file has that itself."""
+        stem, _, kind = name.rpartition(".")
+        change = self._names.changes.get(stem.rpartition(".")[2]) if self.source.format == "safetensors" else None
+        return None if kind == "bias" and change in ("transposed", "less one") else change
 
     def _check_finite_once(self, name: str, tensor: Tensor, rows: slice) -> None:
         """``_check_finite`` the first time these rows are read: the file does not change."""
@@ -360,8 +381,29 @@ def llama3_factors(theta: float, dim: int, s: Llama3Scaling) -> Tensor:
     return torch.where(wavelengths < s.n_ctx_orig / s.high_freq_factor, torch.tensor(1.0), long).float()
 
 
-def _by_canonical_name(source: Source) -> dict[str, RawTensor]:
+def changed(tensor: Tensor, change: Change | None, head_dim: int) -> Tensor:
+    """The canonical tensor of one that a folder stores otherwise."""
+    if change == "halves":
+        return interleave_rows(tensor, tensor.shape[0] // head_dim)
+    if change == "less one":
+        return tensor + 1
+    if change == "by head":  # [H,3,D,...] → [3,H,D,...]
+        return tensor.reshape(-1, 3, head_dim, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
+    return tensor
+
+
+def _by_canonical_name(source: Source, names: HfNames) -> tuple[dict[str, RawTensor], dict[str, list[RawTensor]]]:
+    """(canonical name → what is stored, canonical name → the matrices of a stack, where each expert's is a tensor of its own)."""
     if source.format == "gguf":
-        return dict(source.tensors)
-    named = {to_gguf(name): raw for name, raw in source.tensors.items()}
-    return {name: raw for name, raw in named.items() if name is not None}
+        return dict(source.tensors), {}
+    stored: dict[str, RawTensor] = {}
+    parts: dict[str, dict[int, RawTensor]] = {}
+    for hf, raw in source.tensors.items():
+        found = expert_of(hf, names)
+        if found is not None and found[1] is None:
+            stored[found[0]] = raw
+        elif found is not None and found[1] is not None:
+            parts.setdefault(found[0], {})[found[1]] = raw
+    stacks = {name: [each[n] for n in sorted(each)] for name, each in parts.items()}
+    whole = {name: RawTensor(stack[0].name, stack[0].qtype, (len(stack), *stack[0].shape)) for name, stack in stacks.items()}
+    return stored | whole, stacks

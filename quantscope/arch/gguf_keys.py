@@ -334,7 +334,8 @@ def _scaling(keys: Keys, spec: ArchSpec) -> tuple[Scaling, float]:
         return "none", 1.0  # all of it is in tensors of factors, and in rope.scaling.attn_factor
     if kind not in ("none", "linear", "yarn"):
         raise keys.unsupported("rope.scaling.type", repr(kind), "'none', 'linear' or 'yarn'")
-    return ("none", 1.0) if kind == "linear" and factor == 1.0 else (kind, factor)
+    scaling: Scaling = {"none": "none", "linear": "linear", "yarn": "yarn"}[kind]  # type: ignore[assignment]
+    return ("none", 1.0) if kind == "linear" and factor == 1.0 else (scaling, factor)
 
 
 def _rope(keys: Keys, spec: ArchSpec, head_dim: int, n_ctx: int) -> RopeConfig:

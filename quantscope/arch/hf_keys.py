@@ -9,31 +9,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from quantscope.arch.config import Llama3Scaling, ModelConfig, RopeConfig
+from quantscope.arch.config import Activation, Block, Experts, Llama3Scaling, ModelConfig, RopeConfig
 from quantscope.arch.gguf_keys import yarn_magnitude
-from quantscope.arch.names import to_hf
+from quantscope.arch.names import names_of, to_hf
 from quantscope.arch.table import ArchSpec, arch_of_hf_type
 from quantscope.errors import CorruptFileError, UnsupportedFeatureError
 from quantscope.sources.base import Source, missing_tensor, show
 
 # Key → values that leave the forward as it is; any other value needs an operation that is not implemented.
 REFUSED: Mapping[str, tuple[object, ...]] = {
-    "hidden_act": ("silu", "swish"),
     "quantization_config": (None,),
-    "partial_rotary_factor": (1,),
-    "num_local_experts": (None, 0),
     "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False,),
+    "scale_attn_weights": (True,),
+    "qk_layernorm": (False,),
+    "mlp_only_layers": (None, []),
+    "decoder_sparse_step": (None, 1),
+    "apply_residual_connection_post_layernorm": (False,),
+    "use_bidirectional_attention": (None, False),
 }
 REFUSED_ROPE: Mapping[str, tuple[object, ...]] = {
     "rope_type": ("default", "linear", "llama3", "yarn"),
-    "partial_rotary_factor": (1,),
     "truncate": (True,),
     "mrope_section": (None,),
 }
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu_erf",
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+# What a size or constant is called, the usual name first.
+SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "n_layer": ("num_hidden_layers", "n_layer"),
+    "n_embd": ("hidden_size", "n_embd"),
+    "n_head": ("num_attention_heads", "n_head"),
+    "n_head_kv": ("num_key_value_heads",),
+    "n_ff": ("intermediate_size", "n_inner"),
+    "n_ctx": ("max_position_embeddings", "n_positions", "seq_length"),
+    "norm_eps": ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"),
+    "activation": ("hidden_act", "hidden_activation", "activation_function"),
+    "n_expert": ("num_local_experts", "num_experts"),
+    "n_ff_expert": ("moe_intermediate_size",),
+}
+DEFAULT_EPS = 1e-6  # of a config.json that does not say it
 
 
 class Json:
@@ -53,6 +82,10 @@ class Json:
                 f"fetch the config.json that belongs to these weights."
             )
         return value
+
+    def name(self, what: str) -> str:
+        """Under which of its names the file has a quantity; the usual one where it has none."""
+        return next((key for key in SYNONYMS[what] if self.values.get(key) is not None), SYNONYMS[what][0])
 
     def float32(self, key: str, default: float | None = None) -> float:
         return float(np.float32(self.number(key, default)))
@@ -84,49 +117,136 @@ class Json:
 
 
 def config_from_hf(source: Source) -> ModelConfig:
-    c = Json(source, source.metadata)
-    spec = arch_of_hf_type(c.values.get("model_type"), where=show(source.path))
+    model_type = source.metadata.get("model_type")
+    names = names_of(model_type)
+    c = Json(source, {**names.given, **source.metadata})
+    spec = arch_of_hf_type(model_type, where=show(source.path))
     c.refuse(REFUSED)
-    n_ctx = c.count("max_position_embeddings")
-    _refuse_window(c, n_ctx)
-    embedding = to_hf("token_embd.weight")
+    embedding = to_hf("token_embd.weight", names)
     if embedding not in source.tensors:
         raise missing_tensor(source.path, str(embedding), source.tensors)
-    n_embd, n_head = c.count("hidden_size"), c.count("num_attention_heads")
-    n_head_kv = c.count("num_key_value_heads", n_head)
+    n_embd, n_head, n_layer = c.count(c.name("n_embd")), c.count(c.name("n_head")), c.count(c.name("n_layer"))
+    n_head_kv = n_head if "by head" in names.changes.values() else c.count(c.name("n_head_kv"), n_head)
     head_dim = c.count("head_dim", n_embd // n_head)
+    n_ctx, n_ff = (
+        c.count(c.name("n_ctx")),
+        c.count(c.name("n_ff"), names.given["n_ff_by_n_embd"] * n_embd if "n_ff_by_n_embd" in names.given else None),
+    )
     if n_head % n_head_kv:
         raise c.contradiction(f"{n_head} attention heads do not divide among {n_head_kv} key/value heads, expected a multiple")
+    windows = _windows(c, spec, n_layer, n_ctx)
+    rope, window_rope = _ropes(source, c, spec, head_dim, n_ctx)
+    numbers = c.values
     return ModelConfig(
         arch=spec.name,
-        n_layer=c.count("num_hidden_layers"),
+        n_layer=n_layer,
         n_embd=n_embd,
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=head_dim,
-        n_ff=c.count("intermediate_size"),
+        n_ff=n_ff,
         n_vocab=source.tensors[str(embedding)].shape[0],
         n_ctx=n_ctx,
-        norm_eps=c.float32("rms_norm_eps", 1e-6),
-        kq_scale=head_dim**-0.5,
-        tied=bool(c.values.get("tie_word_embeddings", False)),
-        rope=_rope(source, c, spec, head_dim, n_ctx),
-        biases=frozenset(key for key in ("attention_bias", "mlp_bias") if c.values.get(key)),
+        norm_eps=c.float32(c.name("norm_eps"), DEFAULT_EPS),
+        kq_scale=_kq_scale(c, head_dim),
+        tied=bool(numbers.get("tie_word_embeddings", False)),
+        rope=rope,
+        biases=frozenset(key for key in ("attention_bias", "mlp_bias") if numbers.get(key)),
+        block=_block(c, spec),
+        embedding_scale=n_embd**0.5 if numbers.get("scales_embeddings") else c.number("embedding_multiplier", 1.0),
+        residual_scale=c.number("residual_multiplier", 1.0),
+        logit_scale=c.number("logit_scale", 1.0) / c.number("logits_scaling", 1.0),
+        logit_softcap=c.number("final_logit_softcapping", 0.0),
+        score_softcap=c.number("attn_logit_softcapping", 0.0),
+        clamp_qkv=c.number("clip_qkv", 0.0),
+        alibi=c.number("alibi_bias", 0.0),
+        window=c.count("sliding_window") if any(windows) else 0,
+        window_layers=windows if any(windows) else (),
+        window_rope=window_rope if any(windows) else None,
+        rope_layers=_turning(c, spec, windows),
+        experts=_experts(c, n_layer, n_ff),
     )
 
 
-def _refuse_window(c: Json, n_ctx: int) -> None:
-    window = c.values.get("sliding_window")
-    if window is not None and window < n_ctx and c.values.get("use_sliding_window", True):
-        raise c.unsupported("sliding_window", f"null or at least {n_ctx} (max_position_embeddings)")
+def _kq_scale(c: Json, head_dim: int) -> float:
+    """What the scores are multiplied by."""
+    if c.values.get("query_pre_attn_scalar") is not None:
+        return float(c.number("query_pre_attn_scalar") ** -0.5)
+    return c.number("attention_multiplier", float(head_dim**-0.5))
 
 
-def _rope(source: Source, c: Json, spec: ArchSpec, head_dim: int, n_ctx: int) -> RopeConfig:
+def _block(c: Json, spec: ArchSpec) -> Block:
+    """The architecture's block with the activation that the file names, and the branches side by side where it says so."""
+    key = c.name("activation")
+    found = c.values.get(key, "gelu_new" if spec.block.activation == "gelu" else "silu")
+    kind = ACTIVATIONS.get(str(found), "swiglu_oai")
+    alike = ("gelu", "gelu_erf") if spec.block.activation == "gelu" else (spec.block.activation,)
+    if kind not in alike:
+        raise c.unsupported(key, " or ".join(repr(name) for name, a in ACTIVATIONS.items() if a in alike))
+    if c.values.get("use_parallel_residual"):
+        parallel = spec.lacking[1] if spec.lacking else replace(spec.block, parallel=True)
+        return replace(parallel, activation=kind)
+    return replace(spec.block, activation=kind)
+
+
+def _windows(c: Json, spec: ArchSpec, n_layer: int, n_ctx: int) -> tuple[bool, ...]:
+    """Which layers see a window; UnsupportedFeatureError for one that the architecture's GGUF files do not have."""
+    window = c.values.get("sliding_window") or 0
+    if not window or not c.values.get("use_sliding_window", True) or (window >= n_ctx and "layer_types" not in c.values):
+        return (False,) * n_layer
+    kinds = c.values.get("layer_types") or ["sliding_attention"] * n_layer
+    windows = tuple(kind == "sliding_attention" for kind in kinds)
+    if any(windows) and "attention.sliding_window" not in spec.reads:
+        if window >= n_ctx:
+            return (False,) * n_layer
+        raise c.unsupported("sliding_window", f"null or at least {n_ctx} (the longest context)")
+    return windows
+
+
+def _turning(c: Json, spec: ArchSpec, windows: tuple[bool, ...]) -> tuple[bool, ...]:
+    given = c.values.get("no_rope_layers")
+    turning = tuple(bool(x) for x in given) if given else tuple(spec.turns(i, windowed, any(windows)) for i, windowed in enumerate(windows))
+    return () if all(turning) else turning
+
+
+def _experts(c: Json, n_layer: int, n_ff: int) -> Experts | None:
+    if not c.values.get(c.name("n_expert")):
+        return None
+    n_expert, n_used = c.count(c.name("n_expert")), c.count("num_experts_per_tok")
+    if n_used > n_expert:
+        raise c.contradiction(f"num_experts_per_tok is {n_used} and {c.name('n_expert')} is {n_expert}, expected no more than there are")
+    return Experts(
+        n_expert,
+        n_used,
+        c.count(c.name("n_ff_expert"), n_ff),
+        c.count("shared_expert_intermediate_size") if c.values.get("shared_expert_intermediate_size") else 0,
+        (True,) * n_layer,
+        normalised=bool(c.values.get("norm_topk_prob", True)),
+    )
+
+
+def _ropes(source: Source, c: Json, spec: ArchSpec, head_dim: int, n_ctx: int) -> tuple[RopeConfig, RopeConfig | None]:
+    """The rotation of the layers that see everything, and that of those with a window where it is another."""
     given = c.values.get("rope_parameters") or c.values.get("rope_scaling") or {}
-    given = {"rope_type": given.get("type") or "default", "rope_theta": c.values.get("rope_theta")} | given
+    if spec.rope is None:
+        return RopeConfig(10000.0, 0, "half"), None
+    if "full_attention" in given:
+        full, windowed = (_rope(source, c, spec, head_dim, n_ctx, given[kind]) for kind in ("full_attention", "sliding_attention"))
+        return full, None if windowed == full else windowed
+    if c.values.get("rope_local_base_freq") is not None:  # of Transformers before 5
+        return _rope(source, c, spec, head_dim, n_ctx, given), RopeConfig(c.float32("rope_local_base_freq"), head_dim, spec.rope)
+    return _rope(source, c, spec, head_dim, n_ctx, given), None
+
+
+def _rope(source: Source, c: Json, spec: ArchSpec, head_dim: int, n_ctx: int, given: Mapping[str, Any]) -> RopeConfig:
+    given = {"rope_type": given.get("type") or "default", "rope_theta": c.values.get("rope_theta"), **given}
     r = Json(source, given, "rope_parameters.")
     r.refuse(REFUSED_ROPE)
     kind, layout = given["rope_type"], spec.rope or "half"
+    part = r.number("partial_rotary_factor", c.number("partial_rotary_factor", c.number("rotary_pct", 1.0)))
+    if part != 1 and "halves" in names_of(c.values.get("model_type")).changes.values():
+        raise (r if "partial_rotary_factor" in given else c).unsupported("partial_rotary_factor", "1")
+    head_dim = int(head_dim * part)
     theta = r.float32("rope_theta", 10000.0)
     if kind == "linear":
         return RopeConfig(theta, head_dim, layout, "linear", r.float32("factor"))

@@ -1,11 +1,18 @@
-"""Hugging Face tensor names ↔ GGUF tensor names.  The only place that knows HF names.
+"""Hugging Face tensor names ↔ GGUF tensor names: one row for each ``model_type``.  The only place that knows HF names.
 
-Source: the checkpoints' own module paths (Transformers' modeling_llama.py, modeling_qwen2.py, modeling_qwen3.py).
+Source: the checkpoints' own module paths (Transformers' modeling_*.py), and what llama.cpp's converters make of them (``conversion/``).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+# How a tensor of the folder differs from the canonical one: a norm's weight is stored less 1; a matrix is [in,out]; q, k and v of a head
+# follow one another; rows of q or k are in half-split order.
+Change: TypeAlias = Literal["less one", "transposed", "by head", "halves"]
 
 # GGUF stem → HF stem; ".weight" and ".bias" are the same on both sides.
 TOP = {
@@ -26,27 +33,178 @@ LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_HF_TOP = {hf: gguf for gguf, hf in TOP.items()}
-_HF_LAYER = {hf: gguf for gguf, hf in LAYER.items()}
+EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.{e}.gate_proj",
+    "ffn_up_exps": "mlp.experts.{e}.up_proj",
+    "ffn_down_exps": "mlp.experts.{e}.down_proj",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+}
+MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.{e}.w1",
+    "ffn_down_exps": "block_sparse_moe.experts.{e}.w2",
+    "ffn_up_exps": "block_sparse_moe.experts.{e}.w3",
+}
+POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+SANDWICH = POST_NORMS | {"ffn_norm": "pre_feedforward_layernorm"}
+FULLY = {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
+FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+HALVES: Mapping[str, Change] = {"attn_q": "halves", "attn_k": "halves"}
+TIED: dict[str, Any] = {"tie_word_embeddings": True}
+SCALED = TIED | {"scales_embeddings": True}  # by the root of their width
+GEMMA_NORMS = ("output_norm", "attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm")
 
 
-def to_gguf(hf_name: str) -> str | None:
+@dataclass(frozen=True)
+class HfNames:
+    """The names of one ``model_type``.  {e} in a stem is the number of an expert.
+
+    changes: GGUF stem → how its tensor differs.  given: what a config.json of this type means where it does not say it.
+    """
+
+    arch: str  # a key of ``arch.table.ARCHS``
+    layer: Mapping[str, str] = field(default_factory=lambda: LAYER)
+    top: Mapping[str, str] = field(default_factory=lambda: TOP)
+    prefix: str = "model.layers."
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _without(names: Mapping[str, str], *stems: str) -> dict[str, str]:
+    return {gguf: hf for gguf, hf in names.items() if gguf not in stems}
+
+
+HF_TYPES: Mapping[str, HfNames] = {
+    "llama": HfNames("llama", changes=HALVES),
+    "mistral": HfNames("llama", changes=HALVES),
+    "mixtral": HfNames("llama", LAYER | MIXTRAL, changes=HALVES),
+    "qwen2": HfNames("qwen2"),
+    "qwen3": HfNames("qwen3"),
+    "qwen2_moe": HfNames("qwen2moe", LAYER | EXPERTS),
+    "qwen3_moe": HfNames("qwen3moe", LAYER | EXPERTS),
+    "olmo": HfNames("olmo", changes=HALVES, given={"rms_norm_eps": 1e-5}),
+    "olmo2": HfNames("olmo2", _without(LAYER, "attn_norm", "ffn_norm") | POST_NORMS),
+    "olmoe": HfNames("olmoe", LAYER | EXPERTS),
+    "granite": HfNames("granite", changes=HALVES),
+    "granitemoe": HfNames(
+        "granitemoe",
+        LAYER
+        | {"ffn_gate_inp": "block_sparse_moe.router.layer", "ffn_gate_up_exps": "block_sparse_moe.input_linear"}
+        | {"ffn_down_exps": "block_sparse_moe.output_linear"},
+        changes=HALVES,
+    ),
+    "smollm3": HfNames("smollm3", changes=HALVES, given=TIED),
+    "arcee": HfNames("arcee", changes=HALVES),
+    "ernie4_5": HfNames("ernie4_5", given=TIED),
+    "seed_oss": HfNames("seed_oss", _without(LAYER, "ffn_norm") | {"post_attention_norm": "post_attention_layernorm"}),
+    "hunyuan_v1_dense": HfNames(
+        "hunyuan-dense", LAYER | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
+    ),
+    "exaone4": HfNames("exaone4", _without(LAYER, "attn_norm", "ffn_norm") | POST_NORMS),
+    "gemma": HfNames("gemma", changes=dict.fromkeys(GEMMA_NORMS, "less one"), given=SCALED),
+    "gemma2": HfNames("gemma2", LAYER | SANDWICH, changes=dict.fromkeys(GEMMA_NORMS, "less one"), given=SCALED),
+    "gemma3_text": HfNames("gemma3", LAYER | SANDWICH, changes=dict.fromkeys(GEMMA_NORMS, "less one"), given=SCALED),
+    "glm4": HfNames(
+        "glm4",
+        _without(LAYER, "ffn_gate")
+        | {"ffn_up": "mlp.gate_up_proj", "post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"},
+    ),
+    "phi": HfNames(
+        "phi2",
+        LAYER | {"attn_output": "self_attn.dense", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"},
+        TOP | {"output_norm": "model.final_layernorm"},
+    ),
+    "phi3": HfNames("phi3", _without(LAYER, "ffn_gate", "attn_q", "attn_k", "attn_v") | FUSED),
+    "starcoder2": HfNames("starcoder2", LAYER | FULLY, given=TIED),
+    "stablelm": HfNames("stablelm"),
+    "nemotron": HfNames("nemotron", changes=dict.fromkeys(("output_norm", "attn_norm", "ffn_norm"), "less one")),
+    "cohere": HfNames("command-r", given=TIED),
+    "cohere2": HfNames("cohere2", given=TIED),
+    "gpt2": HfNames(
+        "gpt2",
+        FULLY | {"attn_norm": "ln_1", "ffn_norm": "ln_2", "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj"},
+        {"token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f", "output": "lm_head"},
+        "transformer.h.",
+        dict.fromkeys(("attn_qkv", "attn_output", "ffn_up", "ffn_down"), "transposed"),
+        TIED | {"n_ff_by_n_embd": 4},
+    ),
+    "gpt_neox": HfNames(
+        "gptneox",
+        {
+            "attn_norm": "input_layernorm",
+            "ffn_norm": "post_attention_layernorm",
+            "attn_qkv": "attention.query_key_value",
+            "attn_output": "attention.dense",
+            "ffn_up": "mlp.dense_h_to_4h",
+            "ffn_down": "mlp.dense_4h_to_h",
+        },
+        {"token_embd": "gpt_neox.embed_in", "output_norm": "gpt_neox.final_layer_norm", "output": "embed_out"},
+        "gpt_neox.layers.",
+        {"attn_qkv": "by head"},
+        {"use_parallel_residual": True},
+    ),
+    "bloom": HfNames(
+        "bloom",
+        {
+            "attn_norm": "input_layernorm",
+            "ffn_norm": "post_attention_layernorm",
+            "attn_qkv": "self_attention.query_key_value",
+            "attn_output": "self_attention.dense",
+            "ffn_up": "mlp.dense_h_to_4h",
+            "ffn_down": "mlp.dense_4h_to_h",
+        },
+        {
+            "token_embd": "transformer.word_embeddings",
+            "token_embd_norm": "transformer.word_embeddings_layernorm",
+            "output_norm": "transformer.ln_f",
+            "output": "lm_head",
+        },
+        "transformer.h.",
+        {"attn_qkv": "by head"},
+        TIED | {"alibi_bias": 8.0, "seq_length": 2048, "n_ff_by_n_embd": 4},
+    ),
+}
+LLAMA = HF_TYPES["llama"]
+
+
+def names_of(model_type: object) -> HfNames:
+    """The names of a config.json's ``model_type``; Llama's where it is unknown."""
+    return HF_TYPES.get(model_type, LLAMA) if isinstance(model_type, str) else LLAMA
+
+
+def to_gguf(hf_name: str, names: HfNames = LLAMA) -> str | None:
     """ "model.layers.3.self_attn.q_proj.weight" → "blk.3.attn_q.weight"; None for a name that has no counterpart."""
+    found = expert_of(hf_name, names)
+    return None if found is None else found[0]
+
+
+def expert_of(hf_name: str, names: HfNames = LLAMA) -> tuple[str, int | None] | None:
+    """(GGUF name, number of the expert whose part of that tensor it is), None for a name that has no counterpart."""
     stem, _, kind = hf_name.rpartition(".")
-    if stem in _HF_TOP:
-        return f"{_HF_TOP[stem]}.{kind}"
-    found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-    if found is None or found[2] not in _HF_LAYER:
+    for gguf, hf in names.top.items():
+        if stem == hf:
+            return f"{gguf}.{kind}", None
+    found = re.fullmatch(re.escape(names.prefix) + r"(\d+)\.(.+)", stem)
+    if found is None:
         return None
-    return f"blk.{found[1]}.{_HF_LAYER[found[2]]}.{kind}"
+    general = re.sub(r"\.experts\.\d+\.", ".experts.{e}.", found[2])
+    expert = re.search(r"\.experts\.(\d+)\.", found[2])
+    for gguf, hf in names.layer.items():
+        if hf == general:
+            return f"blk.{found[1]}.{gguf}.{kind}", None if expert is None else int(expert[1])
+    return None
 
 
-def to_hf(gguf_name: str) -> str | None:
+def to_hf(gguf_name: str, names: HfNames = LLAMA) -> str | None:
     """ "blk.3.attn_q.weight" → "model.layers.3.self_attn.q_proj.weight"; None for a name that has no counterpart."""
     stem, _, kind = gguf_name.rpartition(".")
-    if stem in TOP:
-        return f"{TOP[stem]}.{kind}"
+    if stem in names.top:
+        return f"{names.top[stem]}.{kind}"
     found = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
-    if found is None or found[2] not in LAYER:
+    if found is None or found[2] not in names.layer:
         return None
-    return f"model.layers.{found[1]}.{LAYER[found[2]]}.{kind}"
+    return f"{names.prefix}{found[1]}.{names.layer[found[2]].replace('{e}', '0')}.{kind}"

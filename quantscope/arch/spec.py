@@ -69,11 +69,9 @@ class ArchSpec:
     """
 
     name: str  # general.architecture
-    hf_types: tuple[str, ...]  # model_type in config.json
     rope: RopeLayout | None  # of the canonical tensors; None: no rotation
     top: tuple[TensorRow, ...]
     layer: tuple[TensorRow, ...]
-    hf_half_split: tuple[str, ...] = ()  # linears whose HF rows are in half-split order where the canonical ones are interleaved
     block: Block = LLAMA_BLOCK
     reads: frozenset[str] = frozenset()
     lacking: tuple[str, Block] | None = None  # (tensor, the block of a file that does not have it)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quantscope.arch.config import Block
+from quantscope.arch.names import HF_TYPES
 from quantscope.arch.spec import (
     ALL_BIASES,
     ATTENTION,
@@ -84,52 +85,44 @@ ALIBI = "attention.max_alibi_bias"
 PERIOD = "attention.sliding_window_pattern"
 
 LLAMA_LIKE = (
-    ArchSpec("llama", ("llama", "mistral"), "interleaved", TOP + ROPE_FREQS, LLAMA, ("attn_q", "attn_k"), reads=LLAMA_KEYS),
-    ArchSpec(
-        "qwen2", ("qwen2",), "half", TOP + may(("output.bias", "V")), NORMS + MATRICES + GATED + need(*QKV_BIAS, unless="attn_qkv.bias")
-    ),
+    ArchSpec("llama", "interleaved", TOP + ROPE_FREQS, LLAMA, reads=LLAMA_KEYS),
+    ArchSpec("qwen2", "half", TOP + may(("output.bias", "V")), NORMS + MATRICES + GATED + need(*QKV_BIAS, unless="attn_qkv.bias")),
     ArchSpec(
         "qwen3",
-        ("qwen3",),
         "half",
         TOP,
         NORMS + MATRICES + GATED + FFN_SCALES + need(*QK_NORM) + may(*QKV_BIAS, *OUT_BIAS, flag="attention_bias"),
     ),
-    ArchSpec("mistral3", (), "interleaved", TOP + ROPE_FREQS, LLAMA, reads=LLAMA_KEYS | YARN_LOG | {"attention.temperature_scale"}),
-    ArchSpec("internlm2", (), "interleaved", TOP, LAYER + BIASES),
-    ArchSpec("xverse", (), "interleaved", TOP, LAYER + BIASES),
-    ArchSpec("baichuan", (), "interleaved", TOP, LAYER + BIASES, defaults=baichuan),
-    ArchSpec("orion", (), "half", TOP_LN, NORMS_LN + ATTENTION + GATED + BIASES, block=LAYER_NORM),
-    ArchSpec("seed_oss", (), "half", TOP, SEED + ATTENTION + GATED + BIASES, block=FFN_NORM_IS_POST),
-    ArchSpec("ernie4_5", (), "interleaved", TOP, LAYER, mrope="interleaved", ignores=frozenset({"expert_count"})),
-    ArchSpec("exaone", (), "half", TOP + ROPE_FREQS, LAYER + BIASES),
-    ArchSpec("arcee", (), "interleaved", TOP + ROPE_FREQS, NORMS + ATTENTION + UNGATED + BIASES, block=Block(activation="relu2")),
-    ArchSpec("smollm3", (), "interleaved", TOP, LAYER + BIASES, turns=not_every_fourth),
-    ArchSpec("maincoder", (), "interleaved", TOP, LAYER + BIASES + need(*QK_NORM), block=QK_AFTER),
-    ArchSpec("pangu-embedded", (), "half", TOP + may(("output.bias", "V")), LAYER + need(*OUT_BIAS) + may(*FFN_BIAS)),
-    ArchSpec("hunyuan-dense", (), "half", TOP, LAYER + BIASES + need(*QK_NORM), block=QK_AFTER, mrope="half"),
-    ArchSpec("qwen", (), "half", TOP, LAYER + BIASES, halved_ff=True),
-    ArchSpec("refact", (), None, TOP, LAYER, defaults=given({ALIBI: 8.0})),
+    ArchSpec("mistral3", "interleaved", TOP + ROPE_FREQS, LLAMA, reads=LLAMA_KEYS | YARN_LOG | {"attention.temperature_scale"}),
+    ArchSpec("internlm2", "interleaved", TOP, LAYER + BIASES),
+    ArchSpec("xverse", "interleaved", TOP, LAYER + BIASES),
+    ArchSpec("baichuan", "interleaved", TOP, LAYER + BIASES, defaults=baichuan),
+    ArchSpec("orion", "half", TOP_LN, NORMS_LN + ATTENTION + GATED + BIASES, block=LAYER_NORM),
+    ArchSpec("seed_oss", "half", TOP, SEED + ATTENTION + GATED + BIASES, block=FFN_NORM_IS_POST),
+    ArchSpec("ernie4_5", "interleaved", TOP, LAYER, mrope="interleaved", ignores=frozenset({"expert_count"})),
+    ArchSpec("exaone", "half", TOP + ROPE_FREQS, LAYER + BIASES),
+    ArchSpec("arcee", "interleaved", TOP + ROPE_FREQS, NORMS + ATTENTION + UNGATED + BIASES, block=Block(activation="relu2")),
+    ArchSpec("smollm3", "interleaved", TOP, LAYER + BIASES, turns=not_every_fourth),
+    ArchSpec("maincoder", "interleaved", TOP, LAYER + BIASES + need(*QK_NORM), block=QK_AFTER),
+    ArchSpec("pangu-embedded", "half", TOP + may(("output.bias", "V")), LAYER + need(*OUT_BIAS) + may(*FFN_BIAS)),
+    ArchSpec("hunyuan-dense", "half", TOP, LAYER + BIASES + need(*QK_NORM), block=QK_AFTER, mrope="half"),
+    ArchSpec("qwen", "half", TOP, LAYER + BIASES, halved_ff=True),
+    ArchSpec("refact", None, TOP, LAYER, defaults=given({ALIBI: 8.0})),
     # gate and up in one matrix
-    ArchSpec("phi3", (), "half", TOP + ROPE_FACTORS, NORMS + ATTENTION + FUSED + BIASES, block=Block(fused=True)),
-    ArchSpec("chatglm", (), "interleaved", TOP, NORMS + ATTENTION + FUSED + BIASES, block=Block(fused=True)),
+    ArchSpec("phi3", "half", TOP + ROPE_FACTORS, NORMS + ATTENTION + FUSED + BIASES, block=Block(fused=True)),
+    ArchSpec("chatglm", "interleaved", TOP, NORMS + ATTENTION + FUSED + BIASES, block=Block(fused=True)),
     # scales of embedding, residuals and logits
+    ArchSpec("granite", "interleaved", TOP + ROPE_FREQS, LLAMA_ROWS, reads=SCALE_KEYS | LLAMA_KEYS | {SHARED_LENGTH}, divides_logits=True),
     ArchSpec(
-        "granite", (), "interleaved", TOP + ROPE_FREQS, LLAMA_ROWS, reads=SCALE_KEYS | LLAMA_KEYS | {SHARED_LENGTH}, divides_logits=True
+        "granitemoe", "interleaved", TOP + ROPE_FREQS, LLAMA_ROWS, reads=SCALE_KEYS | LLAMA_KEYS | {SHARED_LENGTH}, divides_logits=True
     ),
-    ArchSpec(
-        "granitemoe", (), "interleaved", TOP + ROPE_FREQS, LLAMA_ROWS, reads=SCALE_KEYS | LLAMA_KEYS | {SHARED_LENGTH}, divides_logits=True
-    ),
-    ArchSpec(
-        "minicpm", (), "interleaved", TOP + ROPE_FREQS, LLAMA_ROWS, reads=SCALE_KEYS | LLAMA_KEYS, defaults=minicpm, divides_logits=True
-    ),
+    ArchSpec("minicpm", "interleaved", TOP + ROPE_FREQS, LLAMA_ROWS, reads=SCALE_KEYS | LLAMA_KEYS, defaults=minicpm, divides_logits=True),
 )
 
 WITH_NORMS_AFTER = (
-    ArchSpec("gemma", (), "half", TOP, LAYER, block=Block(activation="gelu"), defaults=gemma(0)),
+    ArchSpec("gemma", "half", TOP, LAYER, block=Block(activation="gelu"), defaults=gemma(0)),
     ArchSpec(
         "gemma2",
-        (),
         "half",
         TOP,
         LAYER + POST_NORMS,
@@ -139,7 +132,6 @@ WITH_NORMS_AFTER = (
     ),
     ArchSpec(
         "gemma3",
-        (),
         "half",
         TOP,
         LAYER + POST_NORMS + need(*QK_NORM),
@@ -150,7 +142,6 @@ WITH_NORMS_AFTER = (
     ),
     ArchSpec(
         "olmo2",
-        (),
         "half",
         TOP,
         ATTENTION + GATED + POST_NORMS + need(*QK_NORM_ALL),
@@ -161,7 +152,6 @@ WITH_NORMS_AFTER = (
     ),
     ArchSpec(
         "exaone4",
-        (),
         "half",
         TOP + ROPE_FREQS,
         ATTENTION + GATED + POST_NORMS + need(*QK_NORM),
@@ -170,17 +160,16 @@ WITH_NORMS_AFTER = (
         defaults=lambda s: window(4096, 4)(s) if s.n_layer == 64 else {PERIOD: 1},  # the 1.2B model's window is not used
         turns=where_windowed_if_any,
     ),
-    ArchSpec("glm4", (), "interleaved", TOP, NORMS + ATTENTION + FUSED + POST_NORMS + BIASES, block=POST_FUSED, mrope="half"),
+    ArchSpec("glm4", "interleaved", TOP, NORMS + ATTENTION + FUSED + POST_NORMS + BIASES, block=POST_FUSED, mrope="half"),
 )
 
 WITH_LAYER_NORM = (
-    ArchSpec("gpt2", (), None, TOP_LN + POSITIONS, NORMS_LN + ATTENTION + UNGATED + ALL_BIASES, block=GELU),
-    ArchSpec("starcoder", (), None, TOP_LN + POSITIONS, NORMS_LN + ATTENTION + UNGATED + ALL_BIASES, block=GELU),
-    ArchSpec("starcoder2", (), "half", TOP_LN, NORMS_LN + ATTENTION + UNGATED + ALL_BIASES, block=GELU),
-    ArchSpec("codeshell", (), "half", TOP_LN, NORMS_LN + ATTENTION + UNGATED + ALL_BIASES, block=GELU),
+    ArchSpec("gpt2", None, TOP_LN + POSITIONS, NORMS_LN + ATTENTION + UNGATED + ALL_BIASES, block=GELU),
+    ArchSpec("starcoder", None, TOP_LN + POSITIONS, NORMS_LN + ATTENTION + UNGATED + ALL_BIASES, block=GELU),
+    ArchSpec("starcoder2", "half", TOP_LN, NORMS_LN + ATTENTION + UNGATED + ALL_BIASES, block=GELU),
+    ArchSpec("codeshell", "half", TOP_LN, NORMS_LN + ATTENTION + UNGATED + ALL_BIASES, block=GELU),
     ArchSpec(
         "bloom",
-        (),
         None,
         TOP_LN + need(("token_embd_norm.weight", "E"), ("token_embd_norm.bias", "E")),
         NORMS_LN + ATTENTION + UNGATED + ALL_BIASES,
@@ -189,7 +178,6 @@ WITH_LAYER_NORM = (
     ),
     ArchSpec(
         "mpt",
-        (),
         None,
         TOP + may(("output_norm.bias", "E"), ("position_embd.weight", "PE")),
         NORMS
@@ -203,7 +191,6 @@ WITH_LAYER_NORM = (
     ),
     ArchSpec(
         "jais",
-        (),
         None,
         TOP_LN,
         NORMS_LN + ATTENTION + GATED + may(*QKV_BIAS) + need(*OUT_BIAS, *FFN_BIAS),
@@ -211,10 +198,9 @@ WITH_LAYER_NORM = (
         reads=frozenset({ALIBI}),
         defaults=lambda s: {"attention.scale": 1 / s.head_dim},
     ),
-    ArchSpec("nemotron", (), "half", TOP_LN, NORMS_LN + ATTENTION + UNGATED + BIASES, block=Block(norm="layer", activation="relu2")),
+    ArchSpec("nemotron", "half", TOP_LN, NORMS_LN + ATTENTION + UNGATED + BIASES, block=Block(norm="layer", activation="relu2")),
     ArchSpec(
         "olmo",
-        (),
         "interleaved",
         need(("token_embd.weight", "VE")) + may(("output.weight", "VE")),
         ATTENTION + GATED,
@@ -223,7 +209,6 @@ WITH_LAYER_NORM = (
     ),
     ArchSpec(
         "stablelm",
-        (),
         "half",
         TOP_LN,
         ONE_NORM_LN + ATTENTION + GATED + BIASES + QK_NORM_EACH + may(("ffn_norm.weight", "E"), ("ffn_norm.bias", "E")),
@@ -235,7 +220,6 @@ WITH_LAYER_NORM = (
 PARALLEL = (
     ArchSpec(
         "gptneox",
-        (),
         "half",
         TOP_LN,
         NORMS_LN + ATTENTION + UNGATED + ALL_BIASES,
@@ -244,17 +228,15 @@ PARALLEL = (
     ),
     ArchSpec(
         "falcon",
-        (),
         "half",
         TOP_LN,
         ONE_NORM_LN + ATTENTION + UNGATED + may(("attn_norm_2.weight", "E"), ("attn_norm_2.bias", "E")),
         block=PARALLEL_GELU,
     ),
-    ArchSpec("phi2", (), "half", TOP_LN + need(("output.bias", "V")), ONE_NORM_LN + ATTENTION + UNGATED + ALL_BIASES, block=PARALLEL_GELU),
-    ArchSpec("plamo", (), "half", TOP, ONE_NORM + ATTENTION + GATED + BIASES, block=Block(parallel=True, ffn_norm="")),
+    ArchSpec("phi2", "half", TOP_LN + need(("output.bias", "V")), ONE_NORM_LN + ATTENTION + UNGATED + ALL_BIASES, block=PARALLEL_GELU),
+    ArchSpec("plamo", "half", TOP, ONE_NORM + ATTENTION + GATED + BIASES, block=Block(parallel=True, ffn_norm="")),
     ArchSpec(
         "command-r",
-        (),
         "interleaved",
         TOP,
         ONE_NORM + ATTENTION + GATED + BIASES + QK_NORM_EACH,
@@ -263,7 +245,6 @@ PARALLEL = (
     ),
     ArchSpec(
         "cohere2",
-        (),
         "interleaved",
         TOP,
         ONE_NORM + ATTENTION + GATED + FFN_SCALES + BIASES,
@@ -277,7 +258,6 @@ PARALLEL = (
 WITH_EXPERTS = (
     ArchSpec(
         "qwen2moe",
-        (),
         "half",
         TOP,
         NORMS + ATTENTION + BIASES + MOE + SHARED_GATE,
@@ -286,7 +266,6 @@ WITH_EXPERTS = (
     ),
     ArchSpec(
         "qwen3moe",
-        (),
         "half",
         TOP,
         NORMS + ATTENTION + BIASES + EXPERTS + EXPERT_SCALES + need(*QK_NORM),
@@ -295,7 +274,6 @@ WITH_EXPERTS = (
     ),
     ArchSpec(
         "olmoe",
-        (),
         "half",
         TOP,
         NORMS + ATTENTION + EXPERTS + need(*QK_NORM_ALL),
@@ -305,7 +283,6 @@ WITH_EXPERTS = (
     ),
     ArchSpec(
         "dbrx",
-        (),
         "half",
         TOP,
         ONE_NORM + need(("attn_output_norm.weight", "E")) + ATTENTION + EXPERTS,
@@ -314,7 +291,6 @@ WITH_EXPERTS = (
     ),
     ArchSpec(
         "hunyuan-moe",
-        (),
         "half",
         TOP,
         NORMS + ATTENTION + BIASES + MOE + need(*QK_NORM),
@@ -322,15 +298,12 @@ WITH_EXPERTS = (
         reads=LLAMA_KEYS | {SHARED_LENGTH},
         defaults=shared_as_wide,
     ),
-    ArchSpec("deepseek", (), "interleaved", TOP, LAYER + BIASES + MOE, reads=ROUTING_KEYS, defaults=given({"expert_weights_norm": False})),
-    ArchSpec("dots1", (), "half", TOP, LAYER + BIASES + MOE + PROBS_BIAS + need(*QK_NORM), reads=ROUTING_KEYS),
-    ArchSpec(
-        "bailingmoe", (), "interleaved", TOP, NORMS + ATTENTION + BIASES + MOE, reads=ROUTING_KEYS - {LEAD}, ignores=frozenset({LEAD})
-    ),
-    ArchSpec("bailingmoe2", (), "half", TOP, LAYER + BIASES + MOE + PROBS_BIAS + need(*QK_NORM), reads=ROUTING_KEYS | {SHARED_LENGTH}),
+    ArchSpec("deepseek", "interleaved", TOP, LAYER + BIASES + MOE, reads=ROUTING_KEYS, defaults=given({"expert_weights_norm": False})),
+    ArchSpec("dots1", "half", TOP, LAYER + BIASES + MOE + PROBS_BIAS + need(*QK_NORM), reads=ROUTING_KEYS),
+    ArchSpec("bailingmoe", "interleaved", TOP, NORMS + ATTENTION + BIASES + MOE, reads=ROUTING_KEYS - {LEAD}, ignores=frozenset({LEAD})),
+    ArchSpec("bailingmoe2", "half", TOP, LAYER + BIASES + MOE + PROBS_BIAS + need(*QK_NORM), reads=ROUTING_KEYS | {SHARED_LENGTH}),
     ArchSpec(
         "ernie4_5-moe",
-        (),
         "interleaved",
         TOP,
         LAYER + MOE + PROBS_BIAS,
@@ -339,7 +312,6 @@ WITH_EXPERTS = (
     ),
     ArchSpec(
         "glm4moe",
-        (),
         "half",
         TOP,
         SEED + ATTENTION + GATED + BIASES + MOE + PROBS_BIAS + may(*QK_NORM),
@@ -350,7 +322,6 @@ WITH_EXPERTS = (
     ),
     ArchSpec(
         "exaone-moe",
-        (),
         "half",
         TOP + ROPE_FREQS,
         LAYER + BIASES + MOE + PROBS_BIAS + need(*QK_NORM),
@@ -360,7 +331,6 @@ WITH_EXPERTS = (
     ),
     ArchSpec(
         "gpt-oss",
-        (),
         "half",
         TOP,
         SEED + ATTENTION + need(*OUT_BIAS) + EXPERTS + SINKS,
@@ -373,13 +343,12 @@ WITH_EXPERTS = (
 WITH_LATENT_ATTENTION = (
     ArchSpec(
         "deepseek2",
-        (),
         "interleaved",
         TOP,
         NORMS + LATENT + GATED + MOE + PROBS_BIAS,
         reads=ROUTING_KEYS | LATENT_KEYS | YARN_LOG,
     ),
-    ArchSpec("minicpm3", (), "half", TOP + ROPE_FACTORS, NORMS + LATENT + GATED, reads=LATENT_KEYS, defaults=minicpm, divides_logits=True),
+    ArchSpec("minicpm3", "half", TOP + ROPE_FACTORS, NORMS + LATENT + GATED, reads=LATENT_KEYS, defaults=minicpm, divides_logits=True),
 )
 
 ARCHS: dict[str, ArchSpec] = {
@@ -396,7 +365,7 @@ def arch_spec(name: object, *, where: str) -> ArchSpec:
 
 def arch_of_hf_type(model_type: object, *, where: str) -> ArchSpec:
     """The row of a config.json's ``model_type``; UnsupportedArchitectureError with the list of types otherwise."""
-    return _pick("model_type", model_type, {t: spec for spec in ARCHS.values() for t in spec.hf_types}, where)
+    return _pick("model_type", model_type, {t: ARCHS[names.arch] for t, names in HF_TYPES.items()}, where)
 
 
 def _pick(key: str, name: object, rows: Mapping[str, ArchSpec], where: str) -> ArchSpec:

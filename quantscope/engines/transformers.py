@@ -17,6 +17,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from quantscope.arch.names import names_of
 from quantscope.arch.table import ArchSpec, arch_of_hf_type
 from quantscope.engines import Request, model_name
 from quantscope.engines.collect import Collector, Steps
@@ -48,6 +49,7 @@ LAYER_HOOKS = (
     ("mlp", "output", "ffn_out"),
     ("", "output", "l_out"),
 )
+OBSERVED = ("llama", "qwen2", "qwen3")
 OPTIONAL = ("self_attn.q_norm", "self_attn.k_norm")
 
 
@@ -56,6 +58,11 @@ def run(request: Request, collect: Collector) -> Trace:
     source = open_source(request.model)
     model = _load(source, request.dtype)
     spec = arch_of_hf_type(model.config.model_type, where=show(source.path))
+    if spec.name not in OBSERVED:
+        raise EngineError(
+            f"{show(source.path)}: --engine transformers observes {', '.join(OBSERVED)}, found {spec.name}, whose modules have other names. "
+            f"Trace a GGUF file of it with --engine llama.cpp."
+        )
     check_ids(request.tokens, model.config.vocab_size, model.config.max_position_embeddings)
     ids = torch.tensor([request.tokens], dtype=torch.int64)
     try:
@@ -163,7 +170,7 @@ class _Canonical:
 
     def __init__(self, collect: Collector | Steps, spec: ArchSpec, model: Any) -> None:
         self._collect = collect
-        self._half_split = bool(spec.hf_half_split)
+        self._half_split = "halves" in names_of(model.config.model_type).changes.values()
         config = model.config
         self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 

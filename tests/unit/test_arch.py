@@ -253,8 +253,8 @@ def test_hf_window_that_hides_nothing(config: dict[str, Any], tmp_path: Path) ->
 
 
 def test_hf_unsupported_or_missing_type(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedArchitectureError, match="is 'gpt_neox', expected one of llama, mistral, qwen2, qwen3"):
-        hf_config(tmp_path, model_type="gpt_neox")
+    with pytest.raises(UnsupportedArchitectureError, match="is 't5', expected one of llama, mistral, mixtral, qwen2, qwen3"):
+        hf_config(tmp_path, model_type="t5")
     with pytest.raises(UnsupportedArchitectureError, match=r"\(model_type\) is missing"):
         hf_config(tmp_path, remove=("model_type",))
 

@@ -34,7 +34,7 @@ def record(
     members: list[Member], rows: slice = slice(None), *, labelled: bool = True, has_reference: bool = True, **options: str
 ) -> Record:
     ids = IDS[rows]
-    taps = tap_list(members[0].weights.config)
+    taps = tap_list(members[0].weights)
     meter = BatchMeter(
         ids,
         taps,
@@ -80,7 +80,7 @@ def test_the_next_token_is_the_one_after_the_first_chunk(members: list[Member]) 
 
 def test_taps_are_measured_beside_the_originals(members: list[Member]) -> None:
     r = record(members)
-    names = tap_list(members[0].weights.config)
+    names = tap_list(members[0].weights)
     for m, member in enumerate(members):
         seen = [Recorder(), Recorder()]
         forward(IDS, members[0].weights, seen[0])
@@ -97,7 +97,7 @@ def test_taps_are_measured_beside_the_originals(members: list[Member]) -> None:
 
 def test_the_last_position_only(members: list[Member]) -> None:
     r = record(members, positions="last")
-    names, seen = tap_list(members[0].weights.config), Recorder()
+    names, seen = tap_list(members[0].weights), Recorder()
     forward(IDS, members[0].weights, seen)
     stats = TapStats.from_vector(r["taps"][0, names.index("l_out-1")])
     assert stats.rms == pytest.approx(float(metrics.rms(seen.taps["l_out-1"][:, -1].flatten())), rel=1e-5)
