@@ -73,7 +73,10 @@ CASES: dict[str, Case] = {
     "mpt": Case({"attention.max_alibi_bias": 8.0, "attention.clamp_kqv": 0.7}, fused=True),
     "jais": Case({"attention.max_alibi_bias": 8.0}, fused=True, optional=FUSED_BIAS),
     "olmo": Case({"attention.clamp_kqv": 0.7}),
-    "stablelm": Case({"rope.dimension_count": 8}, optional=("ffn_norm.weight", "ffn_norm.bias", "attn_q_norm.weight", "attn_k_norm.weight")),
+    "stablelm": Case(
+        {"rope.dimension_count": 8},
+        optional=("ffn_norm.weight", "ffn_norm.bias", "attn_q_norm.weight", "attn_k_norm.weight"),
+    ),
     "stablelm-parallel": Case({"rope.dimension_count": 8}),
     "gptneox": Case({"use_parallel_residual": True, "rope.dimension_count": 8}, fused=True, optional=FUSED_BIAS),
     "gptneox-in-turn": Case({"use_parallel_residual": False}, fused=True, optional=FUSED_BIAS),

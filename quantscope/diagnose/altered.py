@@ -56,6 +56,9 @@ class Altered(Arithmetic):
     def expert_linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, e: int) -> Tensor:
         return self.inner.expert_linear(x, w, name, e)
 
+    def by_head(self, c: Tensor, w: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.inner.by_head(c, w)
+
     def activate(self, kind: Activation, gate: Tensor, up: Tensor | None) -> Tensor:
         return self.swiglu(gate, up) if kind == "silu" and up is not None else self.inner.activate(kind, gate, up)
 
@@ -171,7 +174,7 @@ class _Attention(Altered):
         unseen = ~s.sees(query, key) | (key <= query - how.window if how.window else False)
         scores = biased(scores, how, slice(None), scores.shape[1]).masked_fill(unseen, -torch.inf)
         if how.sinks is not None and s.axis == -1:
-            return with_sinks(scores, how.sinks)
+            return with_sinks(scores, how.sinks.repeat_interleave(s.parts))
         return scores.softmax(s.axis).nan_to_num(0.0)  # over an axis with nothing to see
 
     def weighted_values(self, probs: Tensor, v: Tensor) -> Tensor:

@@ -9,20 +9,23 @@ import torch
 from torch import Tensor
 
 from quantscope import __version__
-from quantscope.arch.config import as_data
+from quantscope.arch.config import ModelConfig, as_data
 from quantscope.engines import ArithmeticName, Dtype, Request, model_name
 from quantscope.engines.collect import Collector, Steps, everything
-from quantscope.errors import UsageError
+from quantscope.errors import UnsupportedFeatureError, UsageError
 from quantscope.fingerprint import estimate_nmse, fingerprint
 from quantscope.metrics import nmse
 from quantscope.model.arithmetic import EXACT, Arithmetic
 from quantscope.model.bf16_arithmetic import Bf16Arithmetic
 from quantscope.model.forward import KVCache, forward
 from quantscope.model.ggml_arithmetic import ggml_arithmetic
+from quantscope.model.taps import stem_of
 from quantscope.qtypes import KVType
 from quantscope.sources.resolve import open_source
 from quantscope.trace import Fingerprint, Full, Origin, Trace
 from quantscope.weights import Weights
+
+CHOSEN = "ffn_moe_topk"  # the tap of the experts that each token goes through
 
 
 def trace(
@@ -48,10 +51,11 @@ def run(request: Request, collect: Collector, weights: Weights | None = None) ->
     """The trace of a request.  weights: the model's, where it is open already."""
     weights = Weights(open_source(request.model)) if weights is None else weights
     ids, dtype = torch.tensor([request.tokens], dtype=torch.int64), getattr(torch, request.dtype)
+    routed = Routed()
     if request.steps:
-        _step_by_step(ids, weights, collect, dtype, _arithmetic(request))
+        _step_by_step(ids, weights, collect, dtype, _arithmetic(request), routed)
     else:
-        forward(ids, weights, FirstOfBatch(collect), dtype=dtype, arithmetic=_arithmetic(request))
+        forward(ids, weights, FirstOfBatch(collect, routed), dtype=dtype, arithmetic=_arithmetic(request))
     origin = Origin(
         engine="reference",
         engine_version=__version__,
@@ -63,15 +67,16 @@ def run(request: Request, collect: Collector, weights: Weights | None = None) ->
         dtype="bfloat16" if request.arithmetic == "bf16" else request.dtype,
         config=_config(weights, len(request.tokens)),
         predicted=_predicted(ids, weights, collect, request.kv) if request.predict and request.arithmetic == "exact" else None,
+        notes=routed.notes(weights.config),
     )
     return Trace(origin, collect.complete())
 
 
-def _step_by_step(ids: Tensor, weights: Weights, collect: Collector, dtype: torch.dtype, arithmetic: Arithmetic) -> None:
+def _step_by_step(ids: Tensor, weights: Weights, collect: Collector, dtype: torch.dtype, arithmetic: Arithmetic, routed: Routed) -> None:
     """One token at a time over a cache."""
     steps, cache = Steps(collect), KVCache()
     for t in range(ids.shape[1]):
-        forward(ids[:, t : t + 1], weights, FirstOfBatch(steps.begin()), dtype=dtype, cache=cache, arithmetic=arithmetic)
+        forward(ids[:, t : t + 1], weights, FirstOfBatch(steps.begin(), routed), dtype=dtype, cache=cache, arithmetic=arithmetic)
     steps.hand_on()
 
 
@@ -92,8 +97,11 @@ def _described(request: Request) -> str:
     return {"exact": f"exact {request.dtype}", "ggml": f"ggml, {request.kv} cache", "bf16": "bfloat16"}[request.arithmetic]
 
 
-def _predicted(ids: Tensor, weights: Weights, exact: Collector, kv: KVType) -> dict[str, float]:
-    """NMSE of ggml's arithmetic against the exact taps that were kept; estimated where only fingerprints were."""
+def _predicted(ids: Tensor, weights: Weights, exact: Collector, kv: KVType) -> dict[str, float] | None:
+    """NMSE of ggml's arithmetic against the exact taps that were kept; estimated where only fingerprints were.
+
+    None for a model with an operation whose roundings are not emulated.
+    """
     found: dict[str, float] = {}
 
     def compared(name: str, x: Tensor) -> None:
@@ -103,7 +111,10 @@ def _predicted(ids: Tensor, weights: Weights, exact: Collector, kv: KVType) -> d
             elif isinstance(piece, Fingerprint):
                 found[name] = estimate_nmse(piece, fingerprint(x[0]))
 
-    forward(ids, weights, compared, arithmetic=ggml_arithmetic(kv))
+    try:
+        forward(ids, weights, compared, arithmetic=ggml_arithmetic(kv))
+    except UnsupportedFeatureError:
+        return None
     return found
 
 
@@ -113,14 +124,36 @@ def _config(weights: Weights, n: int) -> dict[str, Any]:
     return as_data(weights.config) | {"rope_factors": None if factors is None else factors.tolist()}
 
 
-class FirstOfBatch:
-    """Hands on the only row of a batch of one: [1,T,channels] → [T,channels]."""
+class Routed:
+    """The experts that the tokens went to, layer by layer."""
 
-    def __init__(self, collect: Collector | Steps) -> None:
-        self.collect = collect
+    def __init__(self) -> None:
+        self.reached: dict[str, set[int]] = {}
+
+    def __call__(self, name: str, chosen: Tensor) -> None:
+        self.reached.setdefault(name, set()).update(chosen.flatten().tolist())
+
+    def notes(self, config: ModelConfig) -> tuple[str, ...]:
+        """That some experts were not reached: of those nothing was computed, so nothing is known."""
+        n = config.experts.n_expert if config.experts else 0
+        idle = {name: n - len(found) for name, found in self.reached.items() if len(found) < n}
+        if not idle:
+            return ()
+        some = "; ".join(f"{k} of {n} at {name}" for name, k in list(idle.items())[:3]) + ("; …" if len(idle) > 3 else "")
+        return (f"Experts that no token reaches ({some}): their matrices were not read, so nothing is said of them. Trace a longer text.",)
+
+
+class FirstOfBatch:
+    """Hands on the only row of a batch of one: [1,T,channels] → [T,channels].  routed: sees the chosen experts, wanted or not."""
+
+    def __init__(self, collect: Collector | Steps, routed: Routed) -> None:
+        self.collect, self.routed = collect, routed
 
     def wants(self, name: str) -> bool:
-        return self.collect.wants(name)
+        return self.collect.wants(name) or stem_of(name) == CHOSEN
 
     def __call__(self, name: str, x: Tensor, /) -> None:
-        self.collect(name, x[0])
+        if stem_of(name) == CHOSEN:
+            self.routed(name, x[0])
+        if self.collect.wants(name):
+            self.collect(name, x[0])

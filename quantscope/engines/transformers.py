@@ -60,7 +60,7 @@ def run(request: Request, collect: Collector) -> Trace:
     spec = arch_of_hf_type(model.config.model_type, where=show(source.path))
     if spec.name not in OBSERVED:
         raise EngineError(
-            f"{show(source.path)}: --engine transformers observes {', '.join(OBSERVED)}, found {spec.name}, whose modules have other names. "
+            f"{show(source.path)}: --engine transformers observes {', '.join(OBSERVED)}, found {spec.name}, with other modules. "
             f"Trace a GGUF file of it with --engine llama.cpp."
         )
     check_ids(request.tokens, model.config.vocab_size, model.config.max_position_embeddings)

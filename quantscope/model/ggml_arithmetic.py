@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantscope.arch.config import Activation, RopeConfig
+from quantscope.errors import UnsupportedFeatureError
 from quantscope.images import Requantized
 from quantscope.model import ops
 from quantscope.model.arithmetic import Arithmetic
@@ -112,6 +113,16 @@ class GgmlArithmetic(Arithmetic):
         """A row at a time, as ``ggml_mul_mat_id`` does."""
         assert isinstance(w, StoredTensors)
         return ops.expert_scaled_and_shifted(_expert_product(x, w, f"{name}.weight", e), w, name, e)
+
+    def by_head(self, c: Tensor, w: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """ggml multiplies k_b into q and keeps c in the cache: other roundings, unless nothing is rounded."""
+        assert isinstance(w, StoredTensors)
+        if self.kv != "F32" or {w.type_of(f"attn_{x}_b.weight").name for x in "kv"} != {"F32"}:
+            raise UnsupportedFeatureError(
+                "--arithmetic ggml: the model has latent attention with a matrix of each head (attn_k_b.weight), expected keys and values "
+                "that the cache holds. What llama.cpp rounds there is not emulated: compare its trace with an exact one (`quantscope compare`)."
+            )
+        return ops.by_head(c, w)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
         return self._mixed(self._probabilities(q, k, scale, how), v)

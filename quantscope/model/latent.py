@@ -50,5 +50,4 @@ def from_latent(c: Tensor, w: Mapping[str, Tensor], config: ModelConfig, m: Arit
         both = m.linear(c, w, "attn_kv_b").reshape(*c.shape[:2], config.n_head, -1)  # [B,T,H,N+Dv]
         N = both.shape[-1] - (config.value_dim or config.head_dim)
         return both[..., :N], both[..., N:]
-    k_b, v_b = w["attn_k_b.weight"], w["attn_v_b.weight"]  # [H,C,N], [H,Dv,C]
-    return torch.einsum("btc,hcn->bthn", c, k_b), torch.einsum("btc,hvc->bthv", c, v_b)
+    return m.by_head(c, w)
