@@ -83,7 +83,11 @@ CASES: dict[str, Case] = {
     "falcon": Case(fused=True),
     "falcon-two-norms": Case(fused=True, optional=("attn_norm_2.weight", "attn_norm_2.bias")),
     "phi2": Case({"rope.dimension_count": 8}, optional=BIASES),
-    "phi3": Case({"context_length": 512, "rope.scaling.original_context_length": 256}, fused=True, optional=("rope_factors_long.weight", "rope_factors_short.weight")),
+    "phi3": Case(
+        {"context_length": 512, "rope.scaling.original_context_length": 256},
+        fused=True,
+        optional=("rope_factors_long.weight", "rope_factors_short.weight"),
+    ),
     "qwen": Case(fused=True, optional=FUSED_BIAS, sizes={"n_head_kv": 4}),
     "plamo": Case(),
     "qwen2moe": Case(MOE | {"expert_feed_forward_length": 48, "expert_shared_feed_forward_length": 80}),
@@ -136,8 +140,19 @@ def arch_of(case: str) -> str:
     return VARIANTS.get(case, case)
 
 
-def make_arch(path: Path, case: str, *, seed: int = 0, dtype: str = "F32", edit: Mapping[str, np.ndarray | None] | None = None) -> Path:
-    """Write the model of a case and return its path.  edit: tensor name → replacement, or None to leave it out."""
+def make_arch(
+    path: Path,
+    case: str,
+    *,
+    seed: int = 0,
+    dtype: str = "F32",
+    edit: Mapping[str, np.ndarray | None] | None = None,
+    keys: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the model of a case and return its path.
+
+    edit: tensor name → replacement, or None to leave it out.  keys: metadata in place of what goes with the tensors.
+    """
     arch, made = arch_of(case), CASES[case]
     header = _header(arch, made)
     tensors = dict(_tensors(_config(path, arch, header), arch, made, np.random.default_rng(seed)))
@@ -145,7 +160,7 @@ def make_arch(path: Path, case: str, *, seed: int = 0, dtype: str = "F32", edit:
         tensors.pop(name, None)
         if value is not None:
             tensors[name] = value
-    write_gguf(path, arch, header, tensors, dtype, N_VOCAB)
+    write_gguf(path, arch, header | {f"{arch}.{key}": value for key, value in (keys or {}).items()}, tensors, dtype, N_VOCAB)
     return path
 
 

@@ -1,8 +1,8 @@
 """Every architecture of the table against the real llama.cpp: logits, every tap that both have, and every operation by itself.
 
 Small random models (``tests/arch_models.py``) in F32 with an F32 cache.  ggml computes GELU with a table of float16, so a model with GELU is
-held against the emulated arithmetic as well, which has that table.  The models of llama.cpp's own ``test-llama-archs`` are slow: they
-must be built.
+held against the emulated arithmetic as well, which has that table.  The models of llama.cpp's own ``test-llama-archs`` are slow: its
+program must be built.
 """
 
 from __future__ import annotations

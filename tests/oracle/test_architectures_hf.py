@@ -20,11 +20,10 @@ from quantscope.weights import Weights
 from tests.hf_arch_models import CASES, make_hf_arch
 
 MAX_NMSE = 1e-10
-IN_OTHER_TESTS = {"llama", "mistral", "qwen2", "qwen3"}  # test_forward_transformers: every tap
 
 
 def test_every_model_type_has_a_case() -> None:
-    assert {model_type for model_type, _ in CASES.values()} == set(HF_TYPES) - IN_OTHER_TESTS
+    assert {model_type for model_type, _ in CASES.values()} == set(HF_TYPES)
 
 
 @pytest.mark.parametrize("case", CASES)
