@@ -120,7 +120,7 @@ class GgmlArithmetic(Arithmetic):
         if self.kv != "F32" or {w.type_of(f"attn_{x}_b.weight").name for x in "kv"} != {"F32"}:
             raise UnsupportedFeatureError(
                 "--arithmetic ggml: the model has latent attention with a matrix of each head (attn_k_b.weight), expected keys and values "
-                "that the cache holds. What llama.cpp rounds there is not emulated: compare its trace with an exact one (`quantscope compare`)."
+                "that the cache holds. What llama.cpp rounds there is not emulated: compare its trace with an exact one."
             )
         return ops.by_head(c, w)
 

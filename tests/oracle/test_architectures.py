@@ -1,7 +1,7 @@
 """Every architecture of the table against the real llama.cpp: logits, every tap that both have, and every operation by itself.
 
-Small random models (``tests/arch_models.py``) in F32 with an F32 cache.  ggml computes GELU with a table of float16, so a model with GELU is
-held against the emulated arithmetic as well, which has that table.  The models of llama.cpp's own ``test-llama-archs`` are slow: its
+Small random models (``tests/arch_models.py``) in F32 with an F32 cache.  ggml computes GELU with a table of float16, so a model with GELU
+is held against the emulated arithmetic as well, which has that table.  The models of llama.cpp's own ``test-llama-archs`` are slow: its
 program must be built.
 """
 

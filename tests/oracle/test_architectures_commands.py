@@ -107,5 +107,5 @@ def test_quantize_and_study_experts(tmp_path: Path, capsys: Capture) -> None:
     model, q8 = make_arch(tmp_path / "m.gguf", "qwen3moe"), tmp_path / "q8.gguf"
     ran(capsys, "quantize", model, q8, "--type", "Q8_0")
     assert Weights(open_source(q8)).source.tensors["blk.0.ffn_up_exps.weight"].qtype.name == "Q8_0"
-    out, _ = ran(capsys, "study", model, q8, "--tokens", ",".join(map(str, IDS)), "-o", tmp_path / "found")
+    out, _ = ran(capsys, "study", model, q8, "--tokens", ",".join(map(str, IDS)), "--out", tmp_path / "found")
     assert "q8" in out

@@ -17,6 +17,7 @@ from quantscope.arch import names
 from quantscope.arch.config import Llama3Scaling, ModelConfig
 from quantscope.arch.gguf_keys import HARMLESS, REFUSED, SECTIONS
 from quantscope.arch.read import read_config
+from quantscope.arch.table import ARCHS
 from quantscope.errors import (
     CorruptFileError,
     MissingTensorError,
@@ -25,6 +26,7 @@ from quantscope.errors import (
 )
 from quantscope.sources.resolve import open_source
 from tests.models import make_gguf
+from tools import arch_table
 
 
 def gguf_config(tmp_path: Path, metadata: dict[str, Any] | None = None, **shape: Any) -> ModelConfig:
@@ -52,6 +54,14 @@ def hf_config(
 
 
 # --- GGUF ---
+
+
+def test_the_table_in_the_docs_is_fresh() -> None:
+    """After a new row: ``python -m benchmarks.architectures && python -m tools.arch_table``."""
+    assert arch_table.FILE.read_text(encoding="utf-8") == arch_table.table()
+    found = json.loads(arch_table.FIGURES.read_text("utf-8"))
+    assert set(found["llama_cpp_exact"]) == set(found["llama_cpp_emulated"]) == set(ARCHS)
+    assert set(found["transformers_exact"]) == set(names.HF_TYPES)
 
 
 def test_gguf_sizes(tmp_path: Path) -> None:
