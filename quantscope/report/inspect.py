@@ -14,8 +14,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from quantscope.phrases import count, quantity, size
 from quantscope.sources.summary import ArrayPreview, Summary, TensorRow
-from quantscope.wording import count, fixed, percent, printable, quantity, quoted, size
+from quantscope.wording import fixed, percent, printable, quoted
 
 INSPECT_VERSION = 1
 LONGEST = 100  # characters of a metadata value that are shown
