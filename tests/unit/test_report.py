@@ -206,8 +206,8 @@ class TestWording:
 
     def test_lists(self) -> None:
         assert [wording.listed("abc"[:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
-        assert wording.span([1.04, 1.01]) == "1.0×"
-        assert wording.span([1.5, 1.0]) == "1.0× to 1.5×"
+        assert phrases.span([1.04, 1.01]) == "1.0×"
+        assert phrases.span([1.5, 1.0]) == "1.0× to 1.5×"
         assert (wording.count(1, "layer"), wording.count(2000, "layer")) == ("1 layer", "2,000 layers")
 
     @given(st.text())
