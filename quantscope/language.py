@@ -65,27 +65,44 @@ def say(template: str, /, **values: Any) -> str:
     return catalogue(current()).get(template, template).format(**values)
 
 
-def retold(sentence: str) -> str:
-    """A sentence that was said in English and kept, as in study.json, said again in the current language.
+def retold(text: str) -> str:
+    """Sentences that were said in English and kept, as in study.json, said again in the current language.
 
-    Its template is found by its words, the fields by what stands between them, and these are told again in turn.  A sentence of no
+    Their templates are found by their words, the fields by what stands between them, and these are told again in turn.  A sentence of no
     template stays as it is, as all do in English.
     """
-    name = current()
-    for pattern, template in _patterns(name) if sentence and name != ENGLISH else ():
-        if (found := pattern.fullmatch(sentence)) is not None:
-            return say(template, **{field: retold(value) for field, value in found.groupdict().items()})
-    return sentence
+    if current() == ENGLISH:
+        return text
+    ends = [i + 1 for i in range(len(text)) if text.startswith(". ", i)]
+    for end in (*ends, len(text)):
+        first = _said_again(text[:end], most_words=True)
+        if first is not None:
+            rest = text[end:].lstrip()
+            return f"{first}{say(' ')}{retold(rest)}" if rest else first
+    return f"{text[: ends[0]]} {retold(text[ends[0] :].lstrip())}" if ends else text
 
 
+def _said_again(text: str, *, most_words: bool) -> str | None:
+    """The text of one template in the current language; most_words: only of a whole sentence."""
+    for pattern, template in _patterns(current()):
+        if most_words and not template.endswith("."):
+            continue
+        if (found := pattern.fullmatch(text)) is not None:
+            again = {field: _said_again(value, most_words=False) or value for field, value in found.groupdict().items()}
+            return say(template, **again)
+    return None
+
+
+ENOUGH = 8  # letters that tell a template with fields apart from other words with something between them
 _FIELD = re.compile(r"\\{(\w+)\\}")
 
 
 @cache
 def _patterns(name: str) -> list[tuple[re.Pattern[str], str]]:
-    """A regular expression for each template of a catalogue that has words, those with most words first."""
-    keys = [key for key in catalogue(name) if sum(c.isalpha() for c in re.sub(r"\{\w+\}", "", key)) > 1]
-    return [(re.compile(_pattern(key), re.DOTALL), key) for key in sorted(keys, key=lambda key: -len(re.sub(r"\{\w+\}", "", key)))]
+    """A regular expression for each template of a catalogue that can be told by its words, those with most of them first."""
+    words = {key: sum(c.isalpha() for c in re.sub(r"\{\w+\}", "", key)) for key in catalogue(name)}
+    keys = [key for key, n in words.items() if n >= ENOUGH or "{" not in key or re.fullmatch(r"\{n\} \w+", key)]
+    return [(re.compile(_pattern(key), re.DOTALL), key) for key in sorted(keys, key=lambda key: -words[key])]
 
 
 def _pattern(template: str) -> str:
@@ -94,6 +111,7 @@ def _pattern(template: str) -> str:
     def group(field: re.Match[str]) -> str:
         again = field[1] in seen
         seen.add(field[1])
-        return f"(?P={field[1]})" if again else f"(?P<{field[1]}>.+?)"
+        shape = r"[\d,]+" if template.startswith("{n} ") and field[1] == "n" else ".+?"
+        return f"(?P={field[1]})" if again else f"(?P<{field[1]}>{shape})"
 
     return _FIELD.sub(group, re.escape(template))
