@@ -57,16 +57,26 @@ def mark(template: str) -> str:
     return template
 
 
-def say(template: str, /, **values: Any) -> str:
-    """The template of the current language with its fields filled in.
+def translated(template: str) -> str:
+    """The template in the current language, its fields still open.
 
-    A template without a translation is said in English: a missing key is a defect that the tests find, no reason to lose a report.
+    One without a translation stays English: a missing key is a defect that the tests find, no reason to lose a report.
     """
-    return catalogue(current()).get(template, template).format(**values)
+    return catalogue(current()).get(template, template)
+
+
+def say(template: str, /, **values: Any) -> str:
+    """The template of the current language with its fields filled in."""
+    return translated(template).format(**values)
+
+
+def english(template: str, /, **values: Any) -> str:
+    """The sentence in English, whatever the language: for files and data that are kept; ``retold`` says it to a reader."""
+    return template.format(**values)
 
 
 def retold(text: str) -> str:
-    """Sentences that were said in English and kept, as in study.json, said again in the current language.
+    """Sentences, or one heading or name, that were said in English and kept, as in study.json, said again in the current language.
 
     Their templates are found by their words, the fields by what stands between them, and these are told again in turn.  A sentence of no
     template stays as it is, as all do in English.
@@ -75,25 +85,27 @@ def retold(text: str) -> str:
         return text
     ends = [i + 1 for i in range(len(text)) if text.startswith(". ", i)]
     for end in (*ends, len(text)):
-        first = _said_again(text[:end], most_words=True)
+        first = _said_again(text[:end], sentence=True)
         if first is not None:
             rest = text[end:].lstrip()
             return f"{first}{say(' ')}{retold(rest)}" if rest else first
-    return f"{text[: ends[0]]} {retold(text[ends[0] :].lstrip())}" if ends else text
+    if ends:
+        return f"{text[: ends[0]]} {retold(text[ends[0] :].lstrip())}"
+    return _said_again(text, sentence=False) or text
 
 
-def _said_again(text: str, *, most_words: bool) -> str | None:
-    """The text of one template in the current language; most_words: only of a whole sentence."""
+def _said_again(text: str, *, sentence: bool) -> str | None:
+    """The text of one template in the current language; sentence: only of a whole one."""
     for pattern, template in _patterns(current()):
-        if most_words and not template.endswith("."):
+        if sentence and not template.endswith("."):
             continue
         if (found := pattern.fullmatch(text)) is not None:
-            again = {field: _said_again(value, most_words=False) or value for field, value in found.groupdict().items()}
+            again = {field: _said_again(value, sentence=False) or value for field, value in found.groupdict().items()}
             return say(template, **again)
     return None
 
 
-ENOUGH = 8  # letters that tell a template with fields apart from other words with something between them
+ENOUGH = 7  # letters that tell a template with fields apart from other words with something between them
 _FIELD = re.compile(r"\\{(\w+)\\}")
 
 

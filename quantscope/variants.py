@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quantscope.errors import ShapeError, UsageError, VocabularyError
 from quantscope.images import Images, Requantized
-from quantscope.language import say
+from quantscope.language import english
 from quantscope.lockstep import Member
 from quantscope.plan import Types, plan_of
 from quantscope.qtypes import QuantType
@@ -119,12 +119,12 @@ def _notes(files: dict[str, Weights], uncompared: bool, quantizing: bool) -> lis
     notes = []
     if uncompared:
         notes.append(
-            say("No original: no file is the only unquantized one, so errors and KL divergence are missing. Name it with `--ref`.")
+            english("No original: no file is the only unquantized one, so errors and KL divergence are missing. Name it with `--ref`.")
         )
     for path, w in files.items():
         if quantizing and not _unquantized(w):
             notes.append(
-                say(
+                english(
                     "{path} is already quantized: the variants are quantized from its values, so that both errors add up. Use an F16, BF16 "
                     "or F32 file for figures that hold for published quantizations.",
                     path=path,
@@ -133,11 +133,11 @@ def _notes(files: dict[str, Weights], uncompared: bool, quantizing: bool) -> lis
         if w.unused:
             named = ", ".join(w.unused[:5]) + (" …" if len(w.unused) > 5 else "")
             notes.append(
-                say("{path}: {n} tensors are not used by the reference forward: {names}.", path=path, n=len(w.unused), names=named)
+                english("{path}: {n} tensors are not used by the reference forward: {names}.", path=path, n=len(w.unused), names=named)
             )
         if w.config.ignored_keys:
             ignored = ", ".join(w.config.ignored_keys)
-            notes.append(say("{path}: metadata keys not known to the reference forward: {names}.", path=path, names=ignored))
+            notes.append(english("{path}: metadata keys not known to the reference forward: {names}.", path=path, names=ignored))
     return notes
 
 

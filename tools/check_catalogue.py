@@ -2,7 +2,8 @@
 
     python -m tools.check_catalogue           missing keys, stale keys, fields that a translation loses or invents
 
-What can be said is found by reading the code: ``say("...")``, ``mark("...")`` and ``phrases.count(n, "layer")`` with literal templates.
+What can be said is found by reading the code: ``say("...")``, ``mark("...")``, ``english("...")`` and ``phrases.count(n, "layer")`` with
+literal templates.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from quantscope.language import ENGLISH, LANGUAGES
 from quantscope.strings import parts
 
 PACKAGE = Path(__file__).resolve().parent.parent / "quantscope"
-SAID = ("say", "mark")
+SAID = {"say": 0, "mark": 0, "english": 0, "Fault": 1, "Rule": 1}  # function or row of a table → which of its arguments is a template
 
 
 def said_in(source: str) -> tuple[dict[str, int], list[int]]:
@@ -33,7 +34,8 @@ def said_in(source: str) -> tuple[dict[str, int], list[int]]:
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
             continue
         if node.func.id in SAID:
-            key = _literal(node.args[0])
+            at = SAID[node.func.id]
+            key = _literal(node.args[at]) if len(node.args) > at else None
         elif node.func.id == "count" and counts:
             key = _counted(node.args[1:])
         else:

@@ -8,6 +8,7 @@ from itertools import combinations
 
 from quantscope.importers.base import Run, input_tap
 from quantscope.importers.table import layers_of
+from quantscope.language import mark
 from quantscope.metrics import mean, rms
 from quantscope.trace import Full, Stats, Trace
 from quantscope.wording import fixed, listed, sig
@@ -62,11 +63,11 @@ class RowOrigin:
 
 
 ROW = (  # what a row shows: (words, tap of layer i, statistic)
-    ("input RMS", input_tap, "rms"),
-    ("output RMS", "l_out-{}".format, "rms"),
-    ("output mean", "l_out-{}".format, "mean"),
-    ("SwiGLU RMS", "ffn_swiglu-{}".format, "rms"),
-    ("SwiGLU mean", "ffn_swiglu-{}".format, "mean"),
+    (mark("input RMS"), input_tap, "rms"),
+    (mark("output RMS"), "l_out-{}".format, "rms"),
+    (mark("output mean"), "l_out-{}".format, "mean"),
+    (mark("SwiGLU RMS"), "ffn_swiglu-{}".format, "rms"),
+    (mark("SwiGLU mean"), "ffn_swiglu-{}".format, "mean"),
 )
 
 

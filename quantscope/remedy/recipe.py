@@ -23,6 +23,7 @@ from torch import Tensor
 from quantscope.errors import UsageError
 from quantscope.imatrix import Imatrix
 from quantscope.importance import compute_imatrix
+from quantscope.language import say
 from quantscope.lockstep import Member
 from quantscope.logit_stats import half_width
 from quantscope.plan import plan_of
@@ -61,7 +62,9 @@ class Target:
     def __str__(self) -> str:
         if self.n_bytes is not None:
             return size(self.n_bytes)
-        return f"{sig(self.bpw)} bits per weight" if self.bpw is not None else f"a KL divergence of {sig(self.kl)} nats"
+        if self.bpw is not None:
+            return say("{n} bits per weight", n=sig(self.bpw))
+        return say("a KL divergence of {kl} nats", kl=sig(self.kl))
 
 
 @dataclass(frozen=True)
