@@ -105,7 +105,7 @@ def _said_again(text: str, *, sentence: bool) -> str | None:
     return None
 
 
-ENOUGH = 7  # letters that tell a template with fields apart from other words with something between them
+ENOUGH = 5  # letters that tell a template with fields apart from other words with something between them
 _FIELD = re.compile(r"\\{(\w+)\\}")
 
 
