@@ -77,7 +77,7 @@ STRINGS: Mapping[str, str] = {
         "Numerical floor: float32 rounding alone makes a KL divergence of {mean} nats on average, {most} at most ({positions}, against "
         "float64); nothing below means anything"
     ): (
-        "数値誤差の下限：float32の丸めだけで生じるKLダイバージェンスは平均{mean} nats、最大{most} nats（{positions}、float64との比較）。"
+        "数値誤差のノイズフロア：float32の丸めだけで生じるKLダイバージェンスは平均{mean} nats、最大{most} nats（{positions}、float64との比較）。"
         "これを下回る値に意味はない"
     ),
     (
@@ -212,7 +212,7 @@ STRINGS: Mapping[str, str] = {
         "「予測」：エンジンの演算（活性値の8ビット丸め、16ビットのキャッシュ）が厳密な結果に及ぼす影響。"
         "予測のないエンジンでは、和を取る順序だけが異なりうる。"
     ),
-    "{engine} within the floor": "{engine}は許容範囲内",
+    "{engine} within the floor": "{engine}はノイズフロア内",
     "{engine} {mark} differs": "{engine} {mark} 相違あり",
     "{engine}, predicted": "{engine}、予測",
     "quantization": "量子化",
