@@ -27,12 +27,12 @@ from torch import Tensor
 
 from quantscope.metrics import nmse
 from quantscope.model.ops import exact_matmul
-from quantscope.model.taps import READ_IN_LAYER
+from quantscope.model.taps import MAKERS, READ_IN_LAYER
 from quantscope.qtypes import QuantType
 from quantscope.quants import encode
 from quantscope.quants.codes import LAYOUTS, Bytes
 from quantscope.remedy.curvature import embedding_curvature
-from quantscope.remedy.equalize import MAKERS, POWERS, Equalized, of_maker, scales
+from quantscope.remedy.equalize import POWERS, Equalized, of_maker, scales
 from quantscope.remedy.refit import Product, Sums, bias, gain, product_error, target
 from quantscope.remedy.rounding import descended, error_feedback, output_error, rescaled
 from quantscope.remedy.two_models import Rounded, Text
@@ -267,10 +267,10 @@ class _Job:
         if maker not in names or not any(map(self._quantized, readers)):
             return
         sums, was = [text.sums(i, tap) for text in self.texts], self.texts[0].output(i)
-        rms, now = sums[0].importance.sqrt(), list(sums)
+        sizes, now = (sums[0].importance.sqrt(), self._columns(readers)), list(sums)
 
-        def apply(power: float) -> None:
-            s = scales(rms, power, tap, self.config)
+        def apply(powers: tuple[float, float]) -> None:
+            s = scales(*sizes, powers, tap, self.config)
             self.original.row_factors[names[maker]] = of_maker(s, tap, self.config)
             self.original.column_factors |= dict.fromkeys(readers, s)
             now[:] = [x.scaled(1 / s.double(), 1 / s.double()) for x in sums]
@@ -291,9 +291,9 @@ class _Job:
             return [self._error(readers, s) for s in now]
 
         found = {}
-        for power in POWERS:
-            apply(power)
-            found[power] = error()[0]
+        for powers in POWERS:
+            apply(powers)
+            found[powers] = error()[0]
             change = float(nmse(was, self.texts[0].output(i)).max())
             undo()
         if change < SAME:
@@ -303,6 +303,11 @@ class _Job:
             self.notes.append(f"layer {i} was not equalized before {', '.join(readers)}: something else reads the same channels.")
         for name in readers:
             self.rounded.bytes.pop(name, None)
+
+    def _columns(self, names: Sequence[str]) -> Tensor:
+        """RMS of the columns of some matrices together, float64 [in]."""
+        squares = [self.original.get(name).double().square().mean(0) for name in names]
+        return torch.stack(squares).mean(0).sqrt()
 
     def _products(self, names: Sequence[str]) -> list[Product]:
         return [(self.original.get(name).double(), self.rounded.get(name).double()) for name in names]

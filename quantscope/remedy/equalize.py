@@ -23,9 +23,8 @@ from torch import Tensor
 from quantscope.arch.config import ModelConfig
 from quantscope.weights import ALL_IDS, LazyTensors, OnTop, Weights, top_tensors
 
-# tap → what makes its channels: a norm's weight, or the matrix whose rows they are
-MAKERS: dict[str, str] = {"attn_norm": "attn_norm", "ffn_norm": "ffn_norm", "kqv_out": "attn_v", "ffn_swiglu": "ffn_up"}
-POWERS = (0.25, 0.5, 0.75)  # of the inputs' size that are tried
+# powers of the sizes of inputs and columns that are tried
+POWERS = ((0.1, 0.0), (0.25, 0.0), (0.5, 0.0), (0.0, -0.5), (0.25, -0.25), (0.5, -0.5))
 
 
 class Equalized(OnTop):
@@ -61,20 +60,20 @@ class Equalized(OnTop):
         return top_tensors(self.top_names(), ids, self.band)
 
 
-def scales(rms: Tensor, power: float, tap: str, config: ModelConfig) -> Tensor:
-    """s = (rms/geometric mean)^power, float32 [channels of the tap]; for kqv_out alike in all heads that share a head of v.
+def scales(inputs: Tensor, columns: Tensor, powers: tuple[float, float], tap: str, config: ModelConfig) -> Tensor:
+    """s = inputs^α · columns^β over its geometric mean, float32 [channels of the tap]; of kqv_out alike in heads that share a head of v.
 
-    rms: of the tap's channels, [in].  Channels that are always 0 keep s = 1.
+    inputs: RMS of the tap's channels; columns: RMS of the columns that read them, [in] each.  powers: (α, β).  A channel that is 0 in
+    either keeps s = 1.
     """
-    size = rms.double().square()
+    dead = (inputs == 0) | (columns == 0)
+    log = sum(p * torch.where(dead, 1.0, x.double()).log() for p, x in zip(powers, (inputs, columns), strict=True))
+    assert isinstance(log, Tensor)
     if tap == "kqv_out":
-        size = (
-            size.reshape(config.n_head_kv, config.n_group, config.head_dim).mean(1, keepdim=True).expand(-1, config.n_group, -1).reshape(-1)
-        )
-    dead = size == 0
-    log = 0.5 * torch.where(dead, 1.0, size).log()
-    log = log - log[~dead].mean() if not dead.all() else log
-    return torch.where(dead, 0.0, power * log).exp().float()
+        shared = config.n_head_kv, config.n_group, config.head_dim
+        log, dead = (x.double().reshape(shared).mean(1, keepdim=True).expand(shared).reshape(-1) for x in (log, dead))
+    alive = dead == 0
+    return torch.where(alive, log - log[alive].mean(), 0.0).exp().float()
 
 
 def of_maker(s: Tensor, tap: str, config: ModelConfig) -> Tensor:

@@ -109,6 +109,31 @@ def test_all_corrections_together_are_nearer_than_rounding(
         assert row.kept == helped, row
 
 
+class Outliers(Weights):
+    """The model with some channels of a norm 40 times as large and the columns that read them as small: the same function."""
+
+    def get(self, name: str) -> Tensor:
+        factor = {"ffn_norm": 40.0, "ffn_gate": 1 / 40, "ffn_up": 1 / 40}.get(name.split(".")[-2]) if name.startswith("blk.1.") else None
+        values = super().get(name)
+        if factor is None:
+            return values
+        values = values.clone()
+        values[..., 3::16] *= factor
+        return values
+
+
+def test_equalizing_undoes_outlier_channels(types: dict[str, QuantType], texts: tuple[Tensor, Tensor, Tensor]) -> None:
+    weights = Outliers(open_source(STORIES))
+    names = [f"blk.1.ffn_{m}.weight" for m in ("gate", "up")]
+    result = correct(weights, {name: types[name] for name in names}, texts[0][:8], texts[1], methods=("equalize",))
+    row = next(row for row in result.rows if row.name == "blk.1.ffn_norm.weight")
+    assert row.kept
+    assert row.error_elsewhere < 0.5  # half of the error was the outliers'
+    norm = result.floats["blk.1.ffn_norm.weight"] / Weights(open_source(STORIES)).get("blk.1.ffn_norm.weight")
+    outliers, others = norm[3::16], torch.cat([norm[k::16] for k in range(16) if k != 3])
+    assert float(outliers.median() / others.median()) < 4  # of 40
+
+
 def test_only_what_was_kept_is_changed(weights: Weights, everything: Corrected) -> None:
     kept = {c: {row.name for row in everything.rows if row.kept and row.correction == c} for c in METHODS}
     assert kept["bias"] == set(everything.extra)

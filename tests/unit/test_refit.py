@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from quantscope.model.forward import forward
+from quantscope.model.taps import MAKERS
 from quantscope.remedy import refit
-from quantscope.remedy.equalize import MAKERS, Equalized, of_maker, scales
+from quantscope.remedy.equalize import Equalized, of_maker, scales
 from quantscope.remedy.refit import RIDGE, Sums, bias, gain, product_error, target
 from quantscope.sources.resolve import open_source
 from quantscope.weights import Weights
@@ -99,18 +100,20 @@ def test_an_equalized_model_is_the_same_function() -> None:
     for i in range(file.config.n_layer):
         for tap, maker in MAKERS.items():
             n = file.shape(f"blk.{i}.{readers[tap][0]}.weight")[1]
-            s = scales(torch.rand(n, generator=torch.Generator().manual_seed(i)) + 0.01, 0.5, tap, file.config)
+            sizes = torch.rand(2, n, generator=torch.Generator().manual_seed(i)) + 0.01
+            s = scales(*sizes, (0.5, -0.25), tap, file.config)
             assert float(s.max() / s.min()) > 1.5  # it does change the tensors
             model.row_factors[f"blk.{i}.{maker}.weight"] = of_maker(s, tap, file.config)
             model.column_factors |= {f"blk.{i}.{m}.weight": s for m in readers[tap]}
     torch.testing.assert_close(forward(ids, model, dtype=torch.float64), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_scales_of_dead_channels_are_1() -> None:
+def test_scales_are_powers_of_both_sizes_and_1_for_dead_channels() -> None:
     config = Weights(open_source(STORIES)).config
-    rms = torch.ones(config.n_ff)
-    rms[3], rms[4] = 0, 16
-    s = scales(rms, 0.5, "ffn_swiglu", config)
+    inputs, columns = torch.ones(2, config.n_ff)
+    inputs[3], inputs[4], columns[5] = 0, 16, 81
+    s = scales(inputs, columns, (0.5, -0.25), "ffn_swiglu", config)
     assert float(s[3]) == 1
-    assert float(s[4] / s[5]) == pytest.approx(4)
-    assert torch.equal(scales(torch.zeros(config.n_ff), 0.5, "ffn_swiglu", config), torch.ones(config.n_ff))
+    assert float(s[4] / s[6]) == pytest.approx(4)
+    assert float(s[6] / s[5]) == pytest.approx(3)
+    assert torch.equal(scales(torch.zeros(config.n_ff), columns, (0.5, 0.0), "ffn_swiglu", config), torch.ones(config.n_ff))
