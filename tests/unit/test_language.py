@@ -25,7 +25,8 @@ from tests.unit.test_report import shown
 from tools.check_catalogue import fields, problems, said, said_in
 
 NAMES = {"SHA", "demo", "llama", "cpp", "transformers", "RusTorch", "kB", "MB", "GB"}  # models, engines, units
-JAPANESE = re.compile(r"[぀-ヿ一-鿿]")
+J = r"[぀-ヿ一-鿿]"
+JAPANESE = re.compile(J)
 
 
 def full_study() -> Study:
@@ -60,6 +61,15 @@ class TestCatalogue:
 
     def test_grammar_fields_may_be_left_out(self) -> None:
         assert fields("{names} {_are} few") == {"names"}
+
+    def test_japanese_is_written_in_one_style(self) -> None:
+        """Full stops where English has them, full-width punctuation, the plain form throughout."""
+        half_width = re.compile(rf"{J}[,;:.!?](?!\w)|{J} {J}|{J}\(|（[^（）]*\)|\([^()]*）")
+        for strings in parts("ja").values():
+            for key, text in strings.items():
+                assert key.endswith(".") == text.endswith("。"), key
+                assert not re.search(r"です|ます", text), text
+                assert not half_width.search(text), text
 
     def test_every_language_can_be_asked_for(self) -> None:
         assert tuple(x.value for x in Lang) == LANGUAGES

@@ -25,10 +25,11 @@ from quantscope.engines.reference import trace as exact_trace
 from quantscope.explain import MADE_BY, answer, rotation
 from quantscope.findings import told
 from quantscope.findings.traces import study_of
+from quantscope.fingerprint import fingerprint_trace
 from quantscope.importers.answers import answers
 from quantscope.importers.base import read_text
 from quantscope.importers.read import read
-from quantscope.language import language, say
+from quantscope.language import language, retold, say
 from quantscope.remedy.candidates import RULE, SEARCHED
 from quantscope.remedy.recipe import Found, Target
 from quantscope.report import diagnosis as of_diagnosis
@@ -140,6 +141,21 @@ class TestOthers:
             tables = [taps_table(c), taps_table(weak, every=True), split_table(three_way(ref, turned))]
             text = "\n".join(said) + drawn(tables)
         assert words_outside(text) - NAMES == set()
+
+    def test_what_an_engine_showed_is_told_again_as_it_would_be_said(self, clean: Trace, turned: Trace) -> None:
+        """study.json keeps these sentences in English."""
+        ref = exact_trace(str(STORIES), IDS)
+
+        def sentences() -> list[str]:
+            out = []
+            for test in (clean, turned, fingerprint_trace(turned), statistics(clean), statistics(turned)):
+                c = compare(ref, test)
+                out += [answer(c), *c.notes, *([r] if (r := rotation(ref, test, c)) else [])]
+            return out
+
+        kept = sentences()
+        with language("ja"):
+            assert [retold(sentence) for sentence in kept] == sentences()
 
     def test_import(self, monkeypatch: pytest.MonkeyPatch) -> None:
         path = RUSTORCH / "seed-tables.md"
