@@ -1,6 +1,7 @@
 """Japanese: the parts together.
 
-である調, full-width punctuation (、。：；（）) in sentences, names and numbers as they are, 倍 for × in sentences.  Words that all parts share:
+である調, full-width punctuation (、。：；（）) in sentences, names and numbers as they are, 倍 for × in sentences.
+Words that all parts share:
 
     original 元モデル       variant バリアント      layer 層                 tap タップ            trace トレース
     evidence 証拠           floor ノイズフロア      exact 厳密計算           fault 誤り            operation 演算
