@@ -17,13 +17,15 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
 import quantscope
 from benchmarks.numpy_engine import run as run_numpy
 from benchmarks.planted import Planted
 from quantscope.cli.demo import MODEL, TEXT, bundled
 from quantscope.cli.main import main
-from quantscope.trace import Full
+from quantscope.inputs import prompt_ids
+from quantscope.trace import Full, Trace
 from quantscope.trace_file import save
 from tests.hf_models import make_hf
 
@@ -51,6 +53,16 @@ class Command:
 def commands(program: str = "quantscope") -> list[Command]:
     """Every command of a program in the fenced blocks of all pages."""
     return [c for page in PAGES for c in _fenced(page) if c.words[0] == program]
+
+
+def python_blocks() -> list[tuple[str, int, str]]:
+    """(page, line, code) of every Python block."""
+    found = []
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        for m in re.finditer(r"^```python\n(.*?)^```$", text, re.S | re.M):
+            found.append((page.relative_to(ROOT).as_posix(), text[: m.start()].count("\n") + 1, m[1]))
+    return found
 
 
 def mentions(program: str = "quantscope") -> list[Command]:
@@ -82,8 +94,8 @@ def write_files(folder: Path) -> None:
     original = folder / "f16.gguf"
     cut_demo(original)
     words = bundled(TEXT).read_text("utf-8")
-    (folder / "wiki.txt").write_text(words[:6000], "utf-8")
-    (folder / "other.txt").write_text(words[6000:12000], "utf-8")
+    (folder / "wiki.txt").write_text(words[:9600], "utf-8")
+    (folder / "other.txt").write_text(words[9600:19200], "utf-8")
     for name, preset in {"q4.gguf": "Q4_K_M", "b.Q4_K_M.gguf": "Q4_K_S", "q8.gguf": "Q8_0"}.items():
         run(folder, f"quantize f16.gguf {name} --type {preset}")
     for name in ("MODEL.gguf", "original-f16.gguf", "demo-f16.gguf", "m.gguf"):
@@ -97,6 +109,7 @@ def write_files(folder: Path) -> None:
     run(folder, "imatrix f16.gguf --text wiki.txt --ctx 128 -o imatrix.gguf")
     run(folder, "golden MODEL.gguf -o golden-pack")
     run(folder, "study f16.gguf --types Q4_0 --tokens 1,403 --out quantscope-MODEL")
+    shutil.copytree(folder / "quantscope-MODEL", folder / "types")
 
 
 def cut_demo(path: Path, n_layer: int = N_LAYER) -> None:
@@ -142,10 +155,17 @@ def _traces(folder: Path) -> None:
     """Traces of the file that the documents run: exact ones, a healthy engine's, and one of an engine with two faults."""
     quantscope.trace(folder / "MODEL.gguf", tokens=IDS, out=folder / "exact.safetensors")
     shutil.copy(folder / "exact.safetensors", folder / "a.safetensors")
-    save(run_numpy(folder / "MODEL.gguf", IDS), folder / "T.safetensors")
+    save(run_numpy(folder / "MODEL.gguf", prompt_ids(str(folder / "MODEL.gguf"))), folder / "T.safetensors")
     broken = run_numpy(folder / "m.gguf", IDS, TWO_FAULTS)
     save(broken, folder / "engine.safetensors")
     shutil.copy(folder / "engine.safetensors", folder / "b.safetensors")
-    values = {tap: full.values.numpy() for tap in broken.taps if (full := broken.find(tap, Full)) is not None}
-    np.savez(folder / "engine.npz", **values)
-    np.savez(folder / "taps.npz", **{f"layers.{i}.out": values[f"l_out-{i}"] for i in range(N_LAYER)})
+    np.savez(folder / "engine.npz", **_values(broken))
+    np.savez(folder / "taps.npz", **{f"layers.{i}.out": _values(broken)[f"l_out-{i}"] for i in range(N_LAYER)})
+    mine = run_numpy(folder / "q4.gguf", prompt_ids(str(folder / "q4.gguf")), TWO_FAULTS)
+    save(mine, folder / "my-engine.safetensors")
+    np.savez(folder / "my-engine.npz", **_values(mine))
+    quantscope.trace(folder / "q4.gguf", "llama.cpp", out=folder / "llama.safetensors")
+
+
+def _values(trace: Trace) -> dict[str, NDArray[np.float32]]:
+    return {tap: full.values.numpy() for tap in trace.taps if (full := trace.find(tap, Full)) is not None}

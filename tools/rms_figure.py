@@ -99,7 +99,9 @@ def band(clean: list[Run]) -> tuple[float, float]:
 def table(clean: list[Run], bugs: list[Run]) -> str:
     """A Markdown table of all runs."""
     low, high = band(clean)
-    lines = ["| run | RMS of the layers' outputs, change | RMS within the band | NMSE, last layer | KL [nats] | convicted by local replay |"]
+    lines = [
+        "| run | RMS of the layers' outputs, change | RMS within the band | NMSE, last layer | KL [nats] | convicted by local replay |"
+    ]
     lines.append("|---|---|---|---:|---:|---|")
     for run in (*clean, *bugs):
         inside = "–" if run.convicted is None else "**yes**" if all(low <= r <= high for r in run.rms) else "no"
@@ -114,7 +116,9 @@ def draw(clean: list[Run], bugs: list[Run], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
-    mpl.rcParams.update({"svg.hashsalt": "quantscope", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    mpl.rcParams.update(
+        {"svg.hashsalt": "quantscope", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    )
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")

@@ -80,7 +80,7 @@ def study(
     ray: str | None = None,
     base: PathLike | None = None,
     out: PathLike | None = None,
-    monitor: Monitor = SILENT,
+    monitor: Monitor | None = None,
 ) -> Study:
     """Variants of a model side by side: ``quantscope study``.
 
@@ -89,7 +89,7 @@ def study(
     prompt or tokens: what the layer tables and the next token are computed on.  text: a UTF-8 file for KL divergence [nats] and
     perplexity, in ``chunks`` chunks of ``ctx`` tokens; until_ci=0.05 stops when every mean KL is known to 5 % of itself.
     memory: bound in bytes.  engines: "llama.cpp", "transformers", run on each file.  base: a file of ``quantscope kld-base``.
-    out: a folder that keeps finished batches of a text, so that the same call goes on after an interruption.
+    out: a folder that keeps finished batches of a text, so that the same call goes on after an interruption.  monitor: told each step.
     Raises UsageError for options that contradict each other, and a QuantscopeError for models, texts and prompts that cannot be used.
     """
     paths = tuple(os.fspath(m) for m in models)
@@ -113,7 +113,7 @@ def study(
         engines=tuple(engines),
         ray=ray,
     )
-    return shown(Study, run_study(options, monitor, None if out is None or text is None else Path(out)))
+    return shown(Study, run_study(options, monitor or SILENT, None if out is None or text is None else Path(out)))
 
 
 def load_study(path: PathLike) -> Study:

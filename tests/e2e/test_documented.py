@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from itertools import pairwise
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
 
 from quantscope.cli import demo
+from quantscope.cli.golden import MAKE
 from quantscope.cli.main import app, main
 from tests import documented
 from tests.documented import ROOT, Command
@@ -25,7 +28,17 @@ EXPECTED = {
     "quantscope diagnose m.gguf --against engine.safetensors": 1,
     "quantscope compare exact.safetensors engine.safetensors": 1,
     "quantscope compare a.safetensors b.safetensors": 1,
+    "quantscope diagnose q4.gguf --against my-engine.safetensors": 1,
+    'quantscope diagnose q4.gguf --against my-engine.safetensors --prompt "Once upon a time"': 1,
+    "quantscope compare exact.safetensors my-engine.safetensors --model q4.gguf --all": 1,
 }
+
+
+def is_signature(code: str) -> bool:
+    """A function as docs/api.md shows it, no program."""
+    return code.rstrip().splitlines()[-1].startswith(") ->") or "\n" not in code.strip()
+
+
 COMMANDS = {c.text: c for c in documented.commands()}
 
 
@@ -46,9 +59,27 @@ def workspace(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
+def fresh(command: Command) -> None:
+    """A folder that a command is to make is not there yet."""
+    for option, value in pairwise(command.words):
+        if option in ("-o", "--out") and Path(value).is_dir():
+            shutil.rmtree(value)
+
+
 @pytest.mark.parametrize("command", [c for text, c in COMMANDS.items() if text not in NOT_RUN], ids=lambda c: f"{c.page}:{c.line}")
 def test_runs(command: Command, workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fresh(command)
     assert main(command.words[1:]) == EXPECTED.get(command.text, 0), f"{command.text}\n{''.join(capsys.readouterr())}"
+
+
+FRAGMENTS = {"docs/importing.md"}  # pages whose Python block is a part of an engine, with names of its own
+BLOCKS = [b for b in documented.python_blocks() if b[0] not in FRAGMENTS and not is_signature(b[2])]
+
+
+@pytest.mark.parametrize(("page", "line", "code"), BLOCKS, ids=[f"{page}:{line}" for page, line, _ in BLOCKS])
+def test_python_runs(page: str, line: int, code: str, workspace: Path) -> None:
+    (workspace / "quantscope-demo").symlink_to(workspace / "quantscope-MODEL")
+    exec(compile(code, f"{page}:{line}", "exec"), {"__name__": "documented"})
 
 
 def test_there_are_commands_and_the_lists_are_not_stale() -> None:
@@ -65,17 +96,15 @@ def test_what_is_mentioned_exists() -> None:
     assert wrong == []
 
 
-def _unknown(root: object, text: str) -> list[str]:
-    """Subcommands and options of a command line that do not exist."""
-    command, words = root, re.findall(r"[^\s\[\]|]+", text)[1:]
+def _unknown(command: Any, text: str) -> list[str]:
+    """What a command line names and the program does not have: a subcommand, options."""
+    words = re.findall(r"[^\s\[\]|]+", text)[1:]
     while words and hasattr(command, "commands") and not words[0].startswith("-"):
-        inner = command.commands.get(words.pop(0))
-        if inner is None and hasattr(command, "commands") and command is root:
-            return [text]
-        command = inner or command
+        inner = command.commands.get(words[0]) or command.commands.get(MAKE)
         if inner is None:
-            break
-    options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}  # type: ignore[attr-defined]
+            return words[:1]
+        command, words = inner, words[1:]
+    options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
     return [w for w in words if re.fullmatch(r"--?[a-z][a-z-]*", w) and w not in options]
 
 
