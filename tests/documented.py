@@ -102,6 +102,7 @@ def write_files(folder: Path) -> None:
         shutil.copy(original, folder / name)
     for name in ("a.Q4_K_M.gguf", "demo-Q4_K_M.gguf"):
         shutil.copy(folder / "q4.gguf", folder / name)
+    (folder / "recipe.json").write_text('{"version": 1, "base": "Q4_K_M", "types": {"blk.0.attn_v.weight": "Q6_K"}}', "utf-8")
     make_hf(folder / "hf-folder", vocab_size=4096)
     _logs(folder)
     _traces(folder)
@@ -164,6 +165,7 @@ def _traces(folder: Path) -> None:
     mine = run_numpy(folder / "q4.gguf", prompt_ids(str(folder / "q4.gguf")), TWO_FAULTS)
     save(mine, folder / "my-engine.safetensors")
     np.savez(folder / "my-engine.npz", **_values(mine))
+    quantscope.trace(folder / "q4.gguf", out=folder / "reference.safetensors")
     quantscope.trace(folder / "q4.gguf", "llama.cpp", out=folder / "llama.safetensors")
 
 

@@ -27,9 +27,9 @@ study.to_pandas()["logits"][["variant", "kl_nats", "top1_agree"]]
 quantscope.diagnose("q4.gguf", "my-engine.safetensors").verdict
 ```
 
-What the commands do, as functions that return results. Options have the names and defaults of [the commands](cli.md); what a command refuses
-raises the same `quantscope.QuantscopeError`, whose text says what to do. `import quantscope` takes no time: torch is imported when a function is
-first used. In a notebook results draw themselves (`examples/study.ipynb` in the repository).
+What the commands do, as functions that return results. Options have the names and defaults of [the commands](cli.md); what a command
+refuses raises the same `quantscope.QuantscopeError`, whose text says what to do. `import quantscope` takes no time: torch is imported when
+a function is first used. In a notebook results draw themselves (`examples/study.ipynb` in the repository).
 
 Every result has `answer`, its one paragraph; `frames()`, its tables; `to_pandas()`, the same as pandas frames (`pip install
 'quantscope[pandas]'`); and `write_tables(FOLDER, "csv" | "parquet")`. Made by `python -m tools.api_reference`.

@@ -1,4 +1,4 @@
-"""docs/architecture.md and its figure, from LAYERS and the modules' first lines: ``python -m tools.architecture``; a test sees they are fresh."""
+"""docs/architecture.md and its figure, from LAYERS and the modules' first lines: ``python -m tools.architecture``; tested to be fresh."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ GROUPS = {
 }
 HEAD = """# Architecture
 
-The package is flat, one idea a file, and reads from top to bottom: a module imports only from its own layer and from layers above it. A test
-enforces it (`python -m tools.check_imports`, whose `LAYERS` is the order). Compute returns data, reports render it, the command line prints it.
+The package is flat, one idea a file, and reads from top to bottom: a module imports only from its own layer and from layers above it. A
+test enforces it (`python -m tools.check_imports`, whose `LAYERS` is the order). Compute returns data, reports render it, the command line
+prints it.
 
-![The layers from top to bottom, in groups: words, file, forward, trace, study, compare, diagnose, remedy, answer, report, surface.](figures/architecture.svg)
+![The layers from top to bottom, in groups, from words and files over forward, trace and comparison to reports and commands.](FIGURE)
 
-Five ideas that everything follows from are in [Concepts](concepts.md). What was decided, and why, is in [the decisions](#decisions). This page is
-made by `python -m tools.architecture`.
-"""
-WIDTH, ROW, GAP, LEFT, PER_LINE = 900, 22, 12, 150, 82  # [px], and characters of module names on a line
+Five ideas that everything follows from are in [Concepts](concepts.md). What was decided, and why, is in [the decisions](#decisions). This
+page is made by `python -m tools.architecture`.
+""".replace("FIGURE", f"figures/{FIGURE.name}")
+WIDTH, ROW, GAP, LEFT, PER_LINE = 900, 22, 12, 150, 105  # [px], and characters of module names on a line
 
 
 def groups() -> dict[str, list[str]]:

@@ -15,11 +15,11 @@ from quantscope.cli.main import app
 FILE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 HEAD = """# Commands
 
-Every command with its arguments and options, as `quantscope COMMAND --help` shows them. Made by `python -m tools.cli_reference`.
+Every command with its arguments and options, as `--help` shows them. Made by `python -m tools.cli_reference`.
 
-Exit codes of all commands: 0 done, or nothing found beyond the expected arithmetic; 1 a difference or fault was found; 2 bad usage or input,
-with one paragraph that says what is wrong and what to do; 3 an internal error. What is printed for people goes to stdout, or to stderr with
-`--json`, which puts one JSON document on stdout. `NO_COLOR` is respected, and without a terminal there are no progress bars.
+Exit codes of all commands: 0 done, or nothing found beyond the expected arithmetic; 1 a difference or fault was found; 2 bad usage or
+input, with one paragraph that says what is wrong and what to do; 3 an internal error. What is printed for people goes to stdout, or to
+stderr with `--json`, which puts one JSON document on stdout. `NO_COLOR` is respected, and without a terminal there are no progress bars.
 """
 BLANK = " "
 

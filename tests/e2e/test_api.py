@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 
 import quantscope
 from quantscope.api.results import Face
@@ -90,6 +92,13 @@ class TestStudy:
         assert [v.name for v in again.variants] == ["demo-f16", "Q4_0", "Q8_0"]
         assert again.variants == study.variants
         assert again.answer == study.answer
+
+    def test_a_real_study_fits_the_published_schema(self, study: quantscope.Study) -> None:
+        schema = json.loads((resources.files("quantscope") / "data" / "study.schema.json").read_text("utf-8"))
+        document = json.loads(json.dumps(study.to_json()))
+        Draft202012Validator(schema).validate(document)
+        assert len(document["variants"][1]["ops"]) > 100
+        assert document["paired"]
 
     def test_save_and_load(self, study: quantscope.Study, tmp_path: Path) -> None:
         assert study.save(tmp_path) == tmp_path / "study.json"
