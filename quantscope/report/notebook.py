@@ -12,14 +12,14 @@ from quantscope.report.text import sample
 from quantscope.results import Study
 from quantscope.wording import printable
 
-OPEN = 3  # sections that are unfolded
+SHORT = 8  # rows of a table that is shown unfolded
 
 
 def study_html(study: Study) -> str:
     """The answer, what was studied, every table of the report folded under its heading, the findings."""
     answer = study.findings[0].text if study.findings else ""
     parts = [said(answer, strong=True), _small(header(study))]
-    parts += [_folded(s, unfolded=i < OPEN) for i, s in enumerate(sections(study))]
+    parts += [_folded(s, unfolded=all(len(t.rows) <= SHORT for t in s.tables)) for s in sections(study)]
     if len(study.findings) > 1:
         items = "".join(f"<li><b>{_text(f.id)}</b>: {_text(f.text)}</li>" for f in study.findings[1:])
         parts.append(f"<details><summary>{_text(say('Findings'))}</summary><ul>{items}</ul></details>")
@@ -54,7 +54,7 @@ def table_html(table: Table, caption: str = "") -> str:
 
 def _row(table: Table, cells: Sequence[str], tag: str) -> str:
     sides = ["left" if c in table.text_columns else "right" for c in range(len(cells))]
-    drawn = [f"<{tag} style='text-align:{side}'>{_text(cell)}</{tag}>" for side, cell in zip(sides, cells, strict=True)]
+    drawn = [f"<{tag} style='text-align:{side};padding:0 0.6em'>{_text(cell)}</{tag}>" for side, cell in zip(sides, cells, strict=True)]
     return f"<tr>{''.join(drawn)}</tr>"
 
 

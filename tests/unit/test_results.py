@@ -97,7 +97,9 @@ class TestSchema:
     def test_the_shipped_schema_fits_the_dataclasses(self) -> None:
         assert json.loads(PATH.read_text("utf-8")) == study_schema(), "run `python -m tools.study_schema`"
 
-    @pytest.mark.parametrize("study", [studies.study(), studies.long_study(), broken_study(), studies.study(original=None, text=None, prompt=None, model=None)])
+    @pytest.mark.parametrize(
+        "study", [studies.study(), studies.long_study(), broken_study(), studies.study(original=None, text=None, prompt=None, model=None)]
+    )
     def test_studies_fit_the_schema(self, study: Study) -> None:
         assert violations(json.loads(dump(study))) == []
 
