@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from quantscope.arch.config import ModelConfig
 from quantscope.arch.read import read_config
 from quantscope.frames import Frame, table
+from quantscope.report.inspect import headline
 from quantscope.report.notebook import tables_html
 from quantscope.report.table import Table
 from quantscope.sources.base import Source
@@ -20,7 +21,7 @@ from quantscope.sources.summary import Summary, TensorRow, TypeTotal, summarize
 from quantscope.table_files import to_pandas
 from quantscope.tokenizers import Tokenizer, from_source
 from quantscope.weights import Weights
-from quantscope.wording import count, fixed, quantity, size
+from quantscope.wording import count, fixed
 
 if TYPE_CHECKING:
     import pandas
@@ -89,16 +90,8 @@ class Model:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
         self.close()
 
-    def _headline(self) -> str:
-        s = self.summary
-        kind = {"gguf": "GGUF", "safetensors": "Hugging Face folder"}[s.format]
-        return (
-            f"{self.path.name}: {kind}, {size(s.file_bytes)}, {count(len(s.tensors), 'tensor')}, {quantity(s.n_elements)} weights, "
-            f"{fixed(s.bpw, 2)} bits per weight"
-        )
-
     def __repr__(self) -> str:
-        return f"<Model {self._headline()}>"
+        return f"<Model {headline(self.summary)}>"
 
     def _repr_html_(self) -> str:
         s = self.summary
@@ -106,4 +99,4 @@ class Model:
         types = Table(("type", "tensors", "weights", "bytes", "bits per weight"), rows)
         each = tuple((t.name, t.type, " × ".join(f"{n:,}" for n in t.shape), f"{t.n_bytes:,}") for t in s.tensors)
         tensors = Table(("tensor", "type", "shape", "bytes"), each, f"{count(len(each), 'tensor')}", text_columns=frozenset({0, 1, 2}))
-        return tables_html(self._headline(), [types, tensors])
+        return tables_html(headline(self.summary), [types, tensors])

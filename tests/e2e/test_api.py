@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -74,7 +75,7 @@ class TestOpen:
             assert model.tensor("output_norm.weight").shape == (256,)
             assert {t.name for t in model.tensors} >= {"token_embd.weight", "blk.9.ffn_down.weight"}
             assert model.frames()["tensors"].column("shape")[0] == "4096×256"
-            assert repr(model).startswith("<Model demo-f16.gguf: GGUF, 15.5 MB, 93 tensors")
+            assert re.search(r"^<Model .*demo-f16\.gguf: GGUF \(.*\), 15\.5 MB, 93 tensors, .* 16\.01 bits per weight>$", repr(model))
             assert "blk.9.ffn_down.weight" in Tags(model._repr_html_()).text
 
     def test_what_is_no_model(self, tmp_path: Path) -> None:
