@@ -32,7 +32,7 @@ EXPECTED = {
     'quantscope diagnose q4.gguf --against my-engine.safetensors --prompt "Once upon a time"': 1,
     # the quantization changes the next token of the two-layer model, and the page says what exit code that is
     'quantscope diagnose q4.gguf --against llama.cpp --original f16.gguf --prompt "Once upon a time"': 1,
-    "quantscope compare exact.safetensors my-engine.safetensors --model q4.gguf --all": 1,
+    "quantscope compare reference.safetensors my-engine.safetensors --model q4.gguf --all": 1,
 }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
-from tools import api_reference, architecture, cli_reference
+from tools import api_reference, architecture, cli_reference, document_schemas
 from tools.check_imports import LAYERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +31,14 @@ def test_every_command_and_option_is_in_the_reference() -> None:
     assert text.count("\n## quantscope ") > 12
     assert all(name in text for name in ("`--until-ci PERCENT`", "`--out, -o DIR`", "golden check"))
     assert "object at 0x" not in text + api_reference.page()
+
+
+@pytest.mark.parametrize("name", document_schemas.SCHEMAS)
+def test_schemas_are_schemas_and_fresh(name: str) -> None:
+    made = document_schemas.SCHEMAS[name]()
+    Draft202012Validator.check_schema(made)
+    kept = document_schemas.PATH.with_name(f"{name}.schema.json").read_text("utf-8")
+    assert json.loads(kept) == made, "run `python -m tools.document_schemas`"
 
 
 def test_the_site_names_every_page() -> None:
