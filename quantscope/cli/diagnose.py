@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantscope.cli.lang import Lang, LangOption
 from quantscope.cli.study import parse_ids
 from quantscope.cli.trace import KV, DtypeName, Threads
 
@@ -62,6 +63,7 @@ def diagnose(
     quick: Quick = False,
     all_taps: All = False,
     json: Json = False,
+    lang: LangOption = Lang.en,
 ) -> int:
     """Say why an engine's output differs: the quantization, the engine, the file or the prompt; with the operation and the likely fault.
 
@@ -72,23 +74,25 @@ def diagnose(
     """
     from quantscope.cli.output import check_folder
     from quantscope.diagnose.run import diagnose as run
+    from quantscope.language import language
 
     if out is not None:
         check_folder(out)
-    d = run(
-        model,
-        against,
-        original=original,
-        prompt=prompt,
-        tokens=None if tokens is None else parse_ids(tokens),
-        first_batch=first_batch,
-        kv=kv.value,
-        dtype=dtype.value,
-        threads=threads,
-        probes=not quick,
-        keep=out,
-    )
-    show(d, out, every=all_taps, json=json)
+    with language(lang.value):
+        d = run(
+            model,
+            against,
+            original=original,
+            prompt=prompt,
+            tokens=None if tokens is None else parse_ids(tokens),
+            first_batch=first_batch,
+            kv=kv.value,
+            dtype=dtype.value,
+            threads=threads,
+            probes=not quick,
+            keep=out,
+        )
+        show(d, out, every=all_taps, json=json)
     return {"within": 0, "not comparable": NOT_COMPARABLE}.get(d.verdict, FOUND)
 
 
@@ -99,17 +103,19 @@ def show(d: Diagnosis, out: Path | None, *, every: bool, json: bool) -> None:
     from quantscope.cli.console import console
     from quantscope.cli.output import print_document, write_files
     from quantscope.diagnose.answer import answer
+    from quantscope.language import say
     from quantscope.report.diagnosis import document, markdown, notes, tables
+    from quantscope.report.prose import Prose
     from quantscope.report.text import grid
 
     screen = console(sys.stderr if json else sys.stdout)
-    parts: list[object] = [Text(answer(d), style="bold")]
-    parts += [Text(), *(Text(f"• {s}") for s in d.about_logits)] if d.about_logits else []
-    parts += [Text(), Text(f"RoPE: {d.turned}")] if d.turned else []
+    parts: list[object] = [Prose(answer(d), style="bold")]
+    parts += [Text(), *(Prose(f"• {s}") for s in d.about_logits)] if d.about_logits else []
+    parts += [Text(), Prose(say("RoPE: {verdict}", verdict=d.turned))] if d.turned else []
     for table in tables(d, every=every):
         parts += grid(table, screen.width, "--json")
-    parts += [Text(), Text("Next", style="bold cyan"), *(Text(f"• {s}") for s in d.next_steps)] if d.next_steps else []
-    parts += [Text(), *(Text(f"• {note}", style="dim") for note in notes(d))]
+    parts += [Text(), Text(say("Next"), style="bold cyan"), *(Prose(f"• {s}") for s in d.next_steps)] if d.next_steps else []
+    parts += [Text(), *(Prose(f"• {note}", style="dim") for note in notes(d))]
     screen.print(Group(*parts))  # type: ignore[arg-type]
     if out is not None:
         written = write_files(out, {"diagnosis.md": markdown(d)})
