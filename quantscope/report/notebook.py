@@ -45,7 +45,7 @@ def said(text: str, *, strong: bool = False) -> str:
 
 def table_html(table: Table, caption: str = "") -> str:
     """One table, numbers to the right; of many layers a sample, which is said."""
-    rows, note = sample(table, "report.md")
+    rows, note = sample(table, "to_pandas()")
     head = _row(table, table.columns, "th")
     body = "".join(_row(table, row, "td") for row in rows)
     name = f"<caption>{_text(caption)}</caption>" if caption else ""
