@@ -57,7 +57,7 @@ Base = Annotated[
 ]
 Prompt = Annotated[str | None, typer.Option(metavar="TEXT", help="Text to continue.  [default: Once upon a time]", show_default=False)]
 Tokens = Annotated[str | None, typer.Option(metavar="ID,ID,...", help="Token ids instead of a prompt.")]
-Text = Annotated[Path | None, typer.Option(metavar="FILE", help="UTF-8 text for KL divergence and perplexity.")]
+Text = Annotated[Path | None, typer.Option(metavar="FILE", help="UTF-8 text for KL divergence and perplexity; - reads standard input.")]
 Ctx = Annotated[int | None, typer.Option(metavar="N", help="Tokens per chunk of the text.  [default: 512]")]
 Chunks = Annotated[int | None, typer.Option(metavar="N", help="Use only the first N chunks of the text.")]
 PositionsOption = Annotated[Positions, typer.Option(help="Positions that the layer statistics cover.")]
@@ -246,6 +246,10 @@ def _check(
         raise UsageError(
             "--types quantizes MODEL itself, which is then the original, so --ref has no place beside it. Leave out --ref, or leave "
             "out --types to compare the files as they are."
+        )
+    if text == Path("-") and of_a_text["--ray"] is not None:
+        raise UsageError(
+            "--ray computes in other processes, which cannot read this one's standard input: expected a file. Give --text FILE."
         )
     for name, value in of_a_text.items():
         if value is not None and text is None:

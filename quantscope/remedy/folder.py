@@ -201,7 +201,7 @@ def _pre_tokenizer(folder: Path) -> str:
     whole_words = bool(read_json_object(folder / "tokenizer.json")["model"].get("ignore_merges", False))
     for name in dict.fromkeys((*LIKELY, *PRE_TOKENIZERS)):
         row = PRE_TOKENIZERS[name]
-        if row.ignore_merges == whole_words and split(SAMPLE, row) == words:
+        if not row.raw and row.ignore_merges == whole_words and split(SAMPLE, row) == words:
             return name
     raise _no_vocabulary(folder, "tokenizer.json cuts words in a way that none of the known pre-tokenizers does")
 

@@ -11,20 +11,22 @@ from quantscope.sources.base import Source, printable, show
 from quantscope.sources.files import raise_os_error
 from quantscope.sources.gguf import open_gguf
 from quantscope.sources.safetensors import open_folder
+from quantscope.sources.split import n_parts, open_parts
 from quantscope.wording import some
 
 _NAMED = 5  # GGUF files of a folder that an error lists
 
 
 def open_source(path: str | Path, *, allow_truncated: bool = False) -> Source:
-    """Open a GGUF file, or a folder with ``config.json`` and safetensors weights.
+    """Open a GGUF file, a GGUF model in parts by any of them, or a folder with ``config.json`` and safetensors weights.
 
     allow_truncated: open a file whose last tensors are missing; ``Source.truncated`` names them.
     Raises a ModelFileError whose text says what to do.
     """
     where = Path(os.path.expanduser(path))
     if not os.path.isdir(where):  # unlike Path.is_dir, false for every path the system refuses: open_gguf says why
-        return open_gguf(where, allow_truncated=allow_truncated)
+        file = open_gguf(where, allow_truncated=allow_truncated)
+        return file if n_parts(file) == 1 else open_parts(file, allow_truncated=allow_truncated)
     try:
         names = os.listdir(where)
     except OSError as error:

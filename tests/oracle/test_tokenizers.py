@@ -30,10 +30,10 @@ from quantscope.tokenizers.vocabulary import BYTE_TO_CHAR, Kind
 from tests.oracle.llama_vocab import LlamaVocab, write_vocabulary
 from tests.oracle.source_tree import llama_cpp_source
 
-MAIN = ("llama-spm", "llama-bpe", "gpt-2", "qwen2")
-OTHERS = ("phi-3", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "mpt", "qwen35", "refact", "starcoder", "gemma-4", "bert-bge")
+MAIN = ("llama-spm", "llama-bpe", "gpt-2", "qwen2", "gemma-4", "bert-bge")
+OTHERS = ("phi-3", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "mpt", "qwen35", "refact", "starcoder")
 WITHOUT_VECTORS = ("nomic-bert-moe", "aquila", "baichuan", "gpt-neox")  # no .inp and .out beside them
-ALL = (*MAIN, *OTHERS, *WITHOUT_VECTORS)
+ALL = [*MAIN, "nomic-bert-moe", *(pytest.param(name, marks=pytest.mark.long) for name in (*OTHERS, *WITHOUT_VECTORS[1:]))]
 N_RANDOM = 2000
 FLAGS = tuple(product((True, False), repeat=2))
 SEPARATOR = "\n__ggml_vocab_test__\n"
