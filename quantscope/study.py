@@ -139,6 +139,7 @@ def identity(job: Job, options: StudyOptions) -> dict[str, Any]:
         "models": {c.path: c.source.sha256() for c in job.lineup.candidates if c.path},
         "options": {
             "--types": list(options.types),
+            "--kv": list(options.kv),
             "--ref": options.ref,
             "--prompt": options.prompt,
             "--tokens": None if options.tokens is None else list(options.tokens),

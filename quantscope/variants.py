@@ -13,6 +13,7 @@ from torch import Tensor
 from quantscope.errors import ShapeError, UsageError, VocabularyError
 from quantscope.images import Images, Requantized
 from quantscope.lockstep import Member
+from quantscope.model.cache import CachedArithmetic, CacheTypes, check_cache, parse_cache
 from quantscope.plan import Types, plan_of
 from quantscope.qtypes import QuantType
 from quantscope.recipes import ModelFacts, TensorShape, assign_types, preset_name
@@ -35,6 +36,7 @@ class Candidate:
     bpw: float
     path: str | None  # None: quantized in memory
     source: Source
+    kv: CacheTypes | None = None  # of the key/value cache; None: there is none, keys and values are exact
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,22 @@ def line_up(options: StudyOptions) -> Lineup:
             _shared(whole, images),
             *(_quantized(images, whole, preset) for preset in dict.fromkeys(map(str.upper, options.types))),
         ]
+    caches = _caches(options, files[order[0]])
+    candidates = [c for weights in candidates for c in (weights, *(_cached(weights, cache) for cache in caches))]
     return Lineup(tuple(candidates), original is not None, files[order[0]], tuple(notes))
+
+
+def _caches(options: StudyOptions, weights: Weights) -> list[CacheTypes]:
+    caches = list(dict.fromkeys(map(parse_cache, options.kv)))
+    for types in caches:
+        check_cache(types, weights.config.head_dim)
+    return caches
+
+
+def _cached(c: Candidate, types: CacheTypes) -> Candidate:
+    """The same weights with keys and values from a cache of these types."""
+    member = replace(c.member, name=f"{c.member.name} kv={types.name}", arithmetic=CachedArithmetic(types))
+    return replace(c, member=member, kv=types)
 
 
 def _paths(options: StudyOptions) -> list[str]:

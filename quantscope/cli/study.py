@@ -45,6 +45,14 @@ Types = Annotated[
         metavar="T,T,...", help="Quantize one MODEL in memory to these presets or types.  [default: Q4_0,Q4_K_M,Q5_K_M,Q6_K,Q8_0]"
     ),
 ]
+Kv = Annotated[
+    str | None,
+    typer.Option(
+        metavar="T,T,...",
+        help="Also every variant with a key/value cache of these types: f16, q8_0, q4_0 ..., or q8_0/q4_0 for keys and values.",
+        show_default=False,
+    ),
+]
 Ref = Annotated[str | None, typer.Option(metavar="MODEL", help="The original that the given files are compared with.")]
 Base = Annotated[
     Path | None,
@@ -91,6 +99,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the content of study.j
 def study(
     models: Models,
     types: Types = None,
+    kv: Kv = None,
     ref: Ref = None,
     kl_divergence_base: Base = None,
     prompt: Prompt = None,
@@ -114,6 +123,8 @@ def study(
     One MODEL: it is the original, and the variants are quantized from it in memory (--types).  Several MODELs, or one and --ref: each
     file is a variant as it is.
 
+    With --kv, keys and values are also rounded as in a quantized cache: of MODEL as it is, and of each of --types where they are given.
+
     With --engine, files are taken as they are, and each engine is compared with an exact run of the same file on the prompt.
 
     With --kl-divergence-base the files are compared with the distributions in it, and MODEL is a variant as any other.
@@ -127,10 +138,16 @@ def study(
             "--engine runs files, and --types makes variants in memory: expected one of them. Write the files with llama-quantize "
             "and give them instead of --types."
         )
+    if kv is not None and engine:
+        raise UsageError(
+            "--engine runs files with the engine's own cache, and --kv rounds keys and values here: expected one of them. Run "
+            "`quantscope study` once with each."
+        )
     _check(models, types, ref, prompt, tokens, text, {"--ctx": ctx, "--chunks": chunks, "--until-ci": until_ci, "--ray": ray})
     options = StudyOptions(
         models=tuple(models),
-        types=_types(types, alone=len(models) == 1 and ref is None and not engine and kl_divergence_base is None),
+        types=_types(types, alone=len(models) == 1 and not any((ref, kv, engine, kl_divergence_base))),
+        kv=() if kv is None else _listed("--kv", kv, "q8_0,q4_0"),
         ref=ref,
         prompt=prompt,
         tokens=None if tokens is None else parse_ids(tokens),
@@ -263,9 +280,14 @@ def _types(given: str | None, alone: bool) -> tuple[str, ...]:
 
     if given is None:
         return DEFAULT_TYPES if alone else ()
+    return _listed("--types", given, ",".join(DEFAULT_TYPES))
+
+
+def _listed(option: str, given: str, example: str) -> tuple[str, ...]:
+    """``a,b`` → its parts; UsageError when there is none."""
     names = tuple(part.strip() for part in given.split(",") if part.strip())
     if not names:
-        raise UsageError(f"--types {given!r} names no type, expected for example --types {','.join(DEFAULT_TYPES)}.")
+        raise UsageError(f"{option} {given!r} names no type, expected for example {option} {example}.")
     return names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quantscope.language import say
 from quantscope.results import Finding, Generated, Study, Variant
 from quantscope.wording import count, listed, percent, quoted, sig, size
 
@@ -211,10 +212,10 @@ def agreement(study: Study) -> Finding | None:
 
 def same_weights(study: Study) -> Finding | None:
     """Presets that come to the same types because blocks do not fill the rows of this model."""
-    groups: dict[tuple[tuple[str, str], ...], list[Variant]] = {}
+    groups: dict[tuple[object, ...], list[Variant]] = {}
     for v in study.quantized:
         if v.types and v.path is None:
-            groups.setdefault(tuple(sorted(v.types.items())), []).append(v)
+            groups.setdefault((v.kv, *sorted(v.types.items())), []).append(v)
     alike = [group for group in groups.values() if len(group) > 1]
     if not alike:
         return None
@@ -242,6 +243,15 @@ def limits(study: Study) -> Finding | None:
         sentences.append(
             f"All variants were run by the same reference with exact arithmetic, but the original's distributions come from "
             f"{study.original}: the arithmetic of whatever program wrote that file is in every difference, beside the weights'."
+        )
+    elif any(v.kv for v in study.variants):
+        sentences.append(
+            say(
+                "All variants were run by the same reference with exact arithmetic, so what differs comes from the weights, and in the "
+                "variants with kv= in their names from keys and values as a cache of that type gives them back. An engine that gives "
+                "something else for one of these files, the same cache and the same token ids differs for another reason: its own "
+                "arithmetic, its code, or other ids."
+            )
         )
     else:
         sentences.append(
