@@ -4,7 +4,8 @@
         logits = llama.decode(ids)                                # [T,V], nothing observed, so that operations may be fused
         logits = llama.decode(ids, Observer)                      # asked about every node, shown those it wants
 
-CPU, flash attention off unless the cache needs it, all tokens in one batch.  What llama.cpp would print on stderr is kept: its last complaints explain a failure.
+CPU, all tokens in one batch, flash attention only where the cache needs it.
+What llama.cpp would print on stderr is kept: its last complaints explain a failure.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
     keys after RoPE, values  →  (rotated)  →  rounded to the type, block by block along head_dim  →  (rotated back)  →  attention
 
-Everything else is exact, so the difference from an exact run is what the cache costs.  llama.cpp turns what it stores by a Hadamard
-matrix H where the type is a quantized one and head_dim is a multiple of 64: outliers are spread over the block and cost less.  Queries are
-turned alike there; H·H = 1, so turning back what was stored is the same.
+Everything else is exact, so the difference from an exact run is what the cache costs.  llama.cpp turns what it stores by a
+Hadamard matrix H where the type is a quantized one and head_dim is a multiple of 64: outliers are spread over the block and
+cost less.  It turns queries alike; H·H = 1, so turning back what was stored is the same.
 
-Source: ``build_attn`` in src/llama-graph.cpp, the constructor and ``build_input_k_rot`` of src/llama-kv-cache.cpp, llama.cpp of August 2026.
+Source: ``build_attn`` in src/llama-graph.cpp, the constructor and ``build_input_k_rot`` of src/llama-kv-cache.cpp, llama.cpp as in
+llama-cpp-python 0.3.36.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class CacheTypes:
         return k if k == v else f"{k}/{v}"
 
     def bytes_per_token(self, n_layer: int, n_head_kv: int, head_dim: int) -> int:
-        """n_layer · n_head_kv · (bytes of a key + bytes of a value)"""
+        """n_layer · n_head_kv · (bytes of a key + bytes of a value)."""
         return n_layer * n_head_kv * (self.keys.row_bytes(head_dim) + self.values.row_bytes(head_dim))
 
 
@@ -51,8 +52,8 @@ def parse_cache(given: str) -> CacheTypes:
     names = given.strip().lower().split("/")
     if not 1 <= len(names) <= 2 or any(name not in CACHE_TYPES for name in names):
         raise UsageError(
-            f"--kv {given!r}: expected one of {', '.join(CACHE_TYPES)}, or two of them for keys and values, as in --kv q8_0/q4_0. These are "
-            f"the types of llama.cpp's --cache-type-k and --cache-type-v."
+            f"--kv {given!r}: expected one of {', '.join(CACHE_TYPES)}, or two of them for keys and values, as in --kv q8_0/q4_0. These "
+            f"are the types of llama.cpp's --cache-type-k and --cache-type-v."
         )
     return CacheTypes(QTYPES[names[0].upper()], QTYPES[names[-1].upper()])
 
@@ -103,7 +104,8 @@ def rounded(x: Tensor, qtype: QuantType, rotation: int) -> Tensor:
 
 def turn(x: Tensor, n: int) -> Tensor:
     """H·x for every n channels of x [...,D] in turn; turned twice, x is itself again."""
-    return torch.matmul(x.reshape(*x.shape[:-1], -1, n), hadamard(n).to(x)).flatten(-2)
+    turned: Tensor = x.reshape(*x.shape[:-1], -1, n) @ hadamard(n).to(x)
+    return turned.flatten(-2)
 
 
 @cache
@@ -112,4 +114,5 @@ def hadamard(n: int) -> Tensor:
     h = torch.ones(1, 1, dtype=torch.float64)
     while len(h) < n:
         h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
-    return h / n**0.5
+    scaled: Tensor = h / n**0.5
+    return scaled
