@@ -287,7 +287,7 @@ def _listed(option: str, given: str, example: str) -> tuple[str, ...]:
     """``a,b`` → its parts; UsageError when there is none."""
     names = tuple(part.strip() for part in given.split(",") if part.strip())
     if not names:
-        raise UsageError(f"{option} {given!r} names no type, expected for example {option} {example}.")
+        raise UsageError(f"{option} {given!r} names no type, expected for example {option} {example}. Leave it out for the default.")
     return names
 
 
