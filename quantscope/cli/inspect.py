@@ -19,7 +19,7 @@ def inspect(file: File, tensors: Tensors = False, json: Json = False) -> None:
     from quantscope.sources.resolve import open_source
     from quantscope.sources.summary import summarize
 
-    source = open_source(file, allow_truncated=True)
+    source = open_source(file, allow_truncated=True, as_stored=True)
     try:
         summary = summarize(source)
     finally:

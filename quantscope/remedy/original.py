@@ -10,7 +10,6 @@ from quantscope.recipes import ModelFacts, facts_from_gguf
 from quantscope.remedy.gguf_file import stored_pairs
 from quantscope.sources.base import Bytes, RawTensor, Source
 from quantscope.sources.gguf import GgufSource
-from quantscope.sources.safetensors import SafetensorsSource
 from quantscope.sources.split import SplitGgufSource
 
 
@@ -79,5 +78,4 @@ def original(source: Source) -> Original:
         return GgufOriginal(source)
     from quantscope.remedy.folder import FolderOriginal  # brings torch and the tokenizers
 
-    assert isinstance(source, SafetensorsSource)
     return FolderOriginal(source)

@@ -278,6 +278,7 @@ class GgufSource:
     """
 
     format: Literal["gguf", "safetensors"] = "gguf"
+    packing: str | None = None
 
     def __init__(self, path: Path, data: Bytes) -> None:
         self.path = path

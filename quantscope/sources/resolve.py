@@ -10,6 +10,7 @@ from quantscope.errors import MissingFileError
 from quantscope.sources.base import Source, printable, show
 from quantscope.sources.files import raise_os_error
 from quantscope.sources.gguf import open_gguf
+from quantscope.sources.packed import decoded
 from quantscope.sources.safetensors import open_folder
 from quantscope.sources.split import n_parts, open_parts
 from quantscope.wording import some
@@ -17,10 +18,11 @@ from quantscope.wording import some
 _NAMED = 5  # GGUF files of a folder that an error lists
 
 
-def open_source(path: str | Path, *, allow_truncated: bool = False) -> Source:
+def open_source(path: str | Path, *, allow_truncated: bool = False, as_stored: bool = False) -> Source:
     """Open a GGUF file, a GGUF model in parts by any of them, or a folder with ``config.json`` and safetensors weights.
 
-    allow_truncated: open a file whose last tensors are missing; ``Source.truncated`` names them.
+    allow_truncated: open a file whose last tensors are missing; ``Source.truncated`` names them.  as_stored: show the tensors of a
+    quantized checkpoint as they are packed; otherwise they are read as the float32 values they stand for.
     Raises a ModelFileError whose text says what to do.
     """
     where = Path(os.path.expanduser(path))
@@ -33,7 +35,8 @@ def open_source(path: str | Path, *, allow_truncated: bool = False) -> Source:
         raise_os_error(where, error)
     if "config.json" not in names:
         raise _no_config(where, names)
-    return open_folder(where, allow_truncated=allow_truncated)
+    folder = open_folder(where, allow_truncated=allow_truncated)
+    return folder if as_stored else decoded(folder)
 
 
 def _no_config(folder: Path, names: Sequence[str]) -> MissingFileError:

@@ -30,6 +30,7 @@ class SplitGgufSource:
     """All parts as one; see ``sources.base.Source``.  ``path`` is the first part, ``metadata`` its own without the keys of the split."""
 
     format: Literal["gguf", "safetensors"] = "gguf"
+    packing: str | None = None
 
     def __init__(self, parts: Sequence[GgufSource]) -> None:
         self.parts, self.first, self.path = tuple(parts), parts[0], parts[0].path

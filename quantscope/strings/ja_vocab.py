@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 STRINGS: Mapping[str, str] = {
+    "{path} is a checkpoint quantized with {method}: its weights are read as the values they stand for, and shown as F32. "
+    "What that quantization cost shows in a study of it beside the original F16 or BF16 weights (`--ref`).": (
+        "{path} は {method} で量子化済みのチェックポイントです。重みは、それが表す値として読み込まれ、F32 と表示されます。"
+        "その量子化による損失は、元の F16 または BF16 の重みと並べた分析（`--ref`）で分かります。"
+    ),
     "A key/value cache of type {kv}, {bytes} a token, costs {kl} nats with the weights of {original} as they are.": (
         "{kv} 型の KV キャッシュ（1 トークンあたり {bytes}）は、{original} の重みをそのまま使った場合に {kl} nats の損失を生みます。"
     ),
