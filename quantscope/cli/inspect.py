@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file or a Hugging Face folder.", show_default=False)]
+File = Annotated[
+    str,
+    typer.Argument(metavar="FILE", help="A GGUF file, a Hugging Face folder, or a name: hf:OWNER/REPO, ollama:NAME.", show_default=False),
+]
 Tensors = Annotated[bool, typer.Option("--tensors", help="One line per tensor instead of one per kind of tensor.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 

@@ -38,7 +38,10 @@ class Dtype(str, Enum):
     float64 = "float64"
 
 
-Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="GGUF files or Hugging Face folders.", show_default=False)]
+Models = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL", help="GGUF files, Hugging Face folders, or names: hf:OWNER/REPO, ollama:NAME.", show_default=False),
+]
 Types = Annotated[
     str | None,
     typer.Option(
@@ -237,9 +240,9 @@ def check_device(device: str) -> None:
 
 def default_folder(model: str) -> Path:
     """``quantscope-NAME`` in the current folder."""
-    path = Path(model)
-    name = path.resolve().stem if path.suffix == ".gguf" else path.resolve().name
-    return Path(f"quantscope-{name}")
+    from quantscope.sources.resolve import short_name
+
+    return Path(f"quantscope-{short_name(model)}")
 
 
 def _check(

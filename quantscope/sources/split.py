@@ -82,18 +82,24 @@ def n_parts(source: GgufSource) -> int:
     return n if isinstance(n, int) and n > 1 else 1
 
 
+def part_names(name: str) -> list[str]:
+    """The names of all parts of a split model from that of one; empty for a name of another form."""
+    match = _NAME.fullmatch(name)
+    return [f"{match['stem']}-{i:05d}-of-{match['count']}.gguf" for i in range(1, int(match["count"]) + 1)] if match else []
+
+
 def open_parts(part: GgufSource, *, allow_truncated: bool = False) -> SplitGgufSource:
     """The whole model that ``part`` is one of; the others are looked for beside it.
 
     Raises MissingFileError naming the parts that are not there, and CorruptFileError when they do not belong together.
     """
-    n, name = n_parts(part), _NAME.fullmatch(part.path.name)
-    if name is None or int(name["count"]) != n:
+    n, names = n_parts(part), part_names(part.path.name)
+    if len(names) != n:
         raise MissingFileError(
             f"{show(part.path)}: this is part {part.metadata.get('split.no', 0) + 1} of {n} of a split model, and the others are found by "
             f"name: expected NAME-00001-of-{n:05d}.gguf and so on. Give the parts the names they were published with."
         )
-    paths = [part.path.with_name(f"{name['stem']}-{i:05d}-of-{n:05d}.gguf") for i in range(1, n + 1)]
+    paths = [part.path.with_name(name) for name in names]
     missing = [path.name for path in paths if not os.path.exists(path)]
     if missing:
         raise MissingFileError(
