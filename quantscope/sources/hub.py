@@ -123,15 +123,15 @@ def _refused(hub: Any, repo: str, revision: str | None, error: Exception) -> Mod
     e = hub.errors
     if isinstance(error, e.GatedRepoError):
         return ModelFileError(
-            f"{where}: the model is gated, and the hub does not give it to you. Accept its terms on its page, make a token, and log in with "
-            f"`hf auth login` or HF_TOKEN."
+            f"{where}: the model is gated, and the hub does not give it to you. Accept its terms on its page, make a token, and log in "
+            f"with `hf auth login` or HF_TOKEN."
         )
     if isinstance(error, e.RevisionNotFoundError):
         return MissingFileError(f"{where}: the repository has no branch, tag or commit {revision!r}. Leave out @{revision} for the newest.")
     if isinstance(error, e.RepositoryNotFoundError):
         return MissingFileError(
-            f"{where}: the hub has no such repository, or it is private and you are not logged in. Check the spelling on its page, or log in "
-            f"with `hf auth login`."
+            f"{where}: the hub has no such repository, or it is private and you are not logged in. Check the spelling on its page, or "
+            f"log in with `hf auth login`."
         )
     return ModelFileError(f"{where}: the hub answers {' '.join(str(error).split())[:200]}. Try again later, or give a file on disk.")
 
@@ -148,8 +148,8 @@ def _no_model(repo: Repo) -> MissingFileError:
             f"`{PREFIX}{repo.name}/{found[0]}`."
         )
     return MissingFileError(
-        f"{PREFIX}{repo.name}: neither config.json nor a GGUF file, expected a model. It has {some(list(repo.files), _NAMED)}: it is a data "
-        f"set, an adapter, or a model of another kind."
+        f"{PREFIX}{repo.name}: neither config.json nor a GGUF file, expected a model. It has {some(list(repo.files), _NAMED)}: it is a "
+        f"data set, an adapter, or a model of another kind."
     )
 
 

@@ -75,12 +75,14 @@ def _blob(name: str, store: Path, manifest: dict[str, Any], path: Path) -> Path:
     digest = models[0].get("digest") if len(models) == 1 else None
     if not isinstance(digest, str) or not digest.startswith("sha256:") or "/" in digest:
         raise CorruptFileError(
-            f"{show(path)}: the manifest has {len(models)} layers of type {_MODEL}, expected one with a SHA-256. The model is not stored as "
-            f"one GGUF file, or the store is damaged: fetch it again with `ollama pull {name}`."
+            f"{show(path)}: the manifest has {len(models)} layers of type {_MODEL}, expected one with a SHA-256. The model is not stored "
+            f"as one GGUF file, or the store is damaged: fetch it again with `ollama pull {name}`."
         )
     blob = store / "blobs" / digest.replace(":", "-")
     if not blob.is_file():
-        raise MissingFileError(f"{show(blob)}: no such file, but the manifest of {name} names it. Fetch it again: `ollama pull {name}`.")
+        raise MissingFileError(
+            f"{show(blob)}: no such file, but the manifest of {name} names it. The download was interrupted: `ollama pull {name}`."
+        )
     size, expected = blob.stat().st_size, models[0].get("size", blob.stat().st_size)
     if size != expected:
         raise TruncatedFileError(

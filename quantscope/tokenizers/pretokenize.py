@@ -123,7 +123,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (  # names as in tokenizer.ggml.pr
     ("default", PreTokenizer(_DEFAULT)),
     ("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
      PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)),
-    ("gpt-2 phi-2 mpt olmo jais gigachat a.x-4.0 mellum exaone4 jina-es jina-de jina-v1-en roberta-bpe", PreTokenizer((_GPT2,))),
+    ("gpt-2 phi-2 mpt olmo jais gigachat a.x-4.0 mellum exaone4 jina-es jina-de jina-v1-en roberta-bpe modern-bert", PreTokenizer((_GPT2,))),
     ("jina-v2-es jina-v2-de jina-v2-code", PreTokenizer((_GPT2,), strip_left="<mask>")),
     ("trillion granite-docling", PreTokenizer((_GPT2,), clean_spaces=False)),
     ("qwen2 deepseek-r1-qwen kormo f2llmv2 hunyuan solar-open grok-2", PreTokenizer((_QWEN2,), clean_spaces=False)),

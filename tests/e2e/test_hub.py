@@ -66,12 +66,11 @@ def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.send_error(404)
 
         def describe(self, repo: str, revision: str) -> None:
-            if hub.gated:
-                return self.refuse(403, "GatedRepo")
-            if repo not in hub.repos:
-                return self.refuse(404, "RepoNotFound")
-            if revision not in ("main", COMMIT):
-                return self.refuse(404, "RevisionNotFound")
+            refusals = {"GatedRepo": hub.gated, "RepoNotFound": repo not in hub.repos, "RevisionNotFound": revision not in ("main", COMMIT)}
+            code = next((code for code, refused in refusals.items() if refused), None)
+            if code is not None:
+                self.send(b"{}", 403 if code == "GatedRepo" else 404, {"X-Error-Code": code, "X-Error-Message": code})
+                return
             siblings = []
             for name, data in hub.repos[repo].items():
                 entry: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
@@ -79,9 +78,6 @@ def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
                     entry["lfs"] = {"sha256": hub.sha256(repo, name), "size": len(data), "pointerSize": 130}
                 siblings.append(entry)
             self.send(json.dumps({"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings}).encode())
-
-        def refuse(self, status: int, code: str) -> None:
-            self.send(b"{}", status, {"X-Error-Code": code, "X-Error-Message": code})
 
         def content(self, repo: str, name: str) -> None:
             data = hub.repos[repo][name]

@@ -137,6 +137,14 @@ def crossing_rules() -> tuple[list[str], list[str], list[str]]:
     return texts, sorted(model["vocab"], key=model["vocab"].get), [" ".join(pair) for pair in model["merges"]]
 
 
+def test_no_pre_tokenizer_of_llama_cpp_is_missing() -> None:
+    source = (llama_cpp_source() / "src" / "llama-vocab.cpp").read_text("utf-8")
+    names = set(re.findall(r'tokenizer_pre == "([^"]+)"', source))
+    assert len(names) > 80
+    assert names - set(PRE_TOKENIZERS) == {"whitespace"}  # a model of its own
+    assert set(PRE_TOKENIZERS) <= names
+
+
 @pytest.mark.parametrize("pre", [*PRE_TOKENIZERS, ""])
 def test_every_pre_tokenizer(pre: str, crossing_rules: tuple[list[str], list[str], list[str]], tmp_path: Path) -> None:
     texts, tokens, merges = crossing_rules

@@ -1,4 +1,4 @@
-"""Ollama's store: which file a name means, and what is wrong with a store that cannot be read."""
+"""Models by name: which file a name means, and what is wrong with a store that cannot be read."""
 
 from __future__ import annotations
 
