@@ -50,7 +50,7 @@ METHODS: Mapping[str, Method] = {
 class DecodedFolder:
     """A folder with its packed matrices as float32; see ``sources.base.Source``.  ``metadata`` is config.json without quantization_config.
 
-    ``file_bytes`` is what is on disk.  A packed matrix is decoded by every ``raw``: nothing is held.
+    ``file_bytes`` is what is on disk.  The matrix that was decoded last is held until it is let go: its rows are asked for in bands.
     """
 
     format: Literal["gguf", "safetensors"] = "safetensors"
@@ -58,6 +58,7 @@ class DecodedFolder:
     def __init__(self, stored: SafetensorsSource, method: Method, settings: Mapping[str, Any]) -> None:
         self.stored, self.path, self.file_bytes = stored, stored.path, stored.file_bytes
         parts = Parts(stored, settings)
+        self._last: tuple[str, Bytes] | None = None
         self._packed = {p.name: p for find in method.find for p in find(parts)}
         self.packing: str | None = method.what if self._packed else None
         hidden = {part for p in self._packed.values() for part in p.parts}
@@ -87,14 +88,18 @@ class DecodedFolder:
             raise missing_tensor(self.path, name, self.tensors)
         if name not in self._packed:
             return self.stored.raw(name)
-        values = self._packed[name].values()
-        return np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint8)
+        if self._last is None or self._last[0] != name:
+            self._last = None  # two matrices at a time would be too many
+            self._last = name, np.ascontiguousarray(self._packed[name].values(), np.float32).reshape(-1).view(np.uint8)
+        return self._last[1]
 
     def will_need(self, name: str) -> None:
         for part in self._parts(name):
             self.stored.will_need(part)
 
     def let_go(self, name: str) -> None:
+        if self._last is not None and self._last[0] == name:
+            self._last = None
         for part in self._parts(name):
             self.stored.let_go(part)
 
