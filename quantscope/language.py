@@ -4,7 +4,8 @@
     mark("variant")                                         a template kept in a table, said when the table is drawn
 
 Only whole sentences and headings are said: fragments joined together have an order that other languages do not share.  Names of tensors,
-taps, types, commands and options stay as they are.  The language is that of the current context: threads and tasks do not disturb each other.
+taps, types, commands and options stay as they are.  The language is that of the current context: threads and tasks do not disturb each
+other.
 """
 
 from __future__ import annotations

@@ -22,9 +22,13 @@ def answer(c: WeightComparison) -> str:
     if not c.rows:
         return "No tensor was compared."
     if not bad:
-        equal = sum(row.verdict == "equal" for row in c.rows)
-        rest = len(c.rows) - equal
-        return f"All {count(len(c.rows), 'tensor')} agree: {equal} are equal, {rest} differ by no more than their types explain."
+        n = {verdict: sum(row.verdict == verdict for row in c.rows) for verdict in ("equal", "explained", "rescaled", "re-tuned")}
+        text = (
+            f"All {count(len(c.rows), 'tensor')} agree: {n['equal']} are equal, {n['explained']} differ by no more than their types explain"
+        )
+        text += f", {n['rescaled']} by channel scales that cancel" if n["rescaled"] else ""
+        text += f", {n['re-tuned']} are norm weights and biases that the file says were re-tuned" if n["re-tuned"] else ""
+        return text + "."
     matrices = [row for row in c.rows if len(row.shape_a or ()) > 1 and row.shape_a == row.shape_b]
     if matrices and all(abs(row.cosine) < UNRELATED and not row.causes for row in matrices):
         return f"Another model altogether: the values of all {count(len(matrices), 'matrix', 'matrices')} are unrelated."
