@@ -10,18 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from quantscope.engines.llama_session import LlamaSession
+from quantscope.errors import EngineError
 from quantscope.model import cache
-from quantscope.model.arithmetic import EXACT
-from quantscope.model.cache import CachedArithmetic, parse_cache
-from quantscope.model.forward import forward
 from quantscope.sources.resolve import open_source
 from quantscope.tokenizers import from_source
 from quantscope.weights import Weights
 from tests.models import make_gguf
+from tests.oracle.kv_cache import Rows, kl, nmse, ours, theirs
 from tests.oracle.quantized_files import demo_file
 
 TEXT = Path(__file__).resolve().parents[2] / "quantscope" / "data" / "demo.txt"
@@ -37,33 +34,13 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return make_gguf(tmp_path_factory.mktemp("kv") / "m.gguf", head_dim=int(request.param.split()[-1]), n_embd=256, **SIZES)
 
 
-def ids_of(weights: Weights) -> list[list[int]]:
+def rows_of(weights: Weights) -> Rows:
     """English for the trained model, chance for the others."""
     if weights.config.n_vocab == 4096:
         ids = from_source(weights.source).encode(TEXT.read_text("utf-8"))[: CHUNKS * T]
         return [ids[i : i + T] for i in range(0, len(ids), T)]
-    return np.random.default_rng(0).integers(3, weights.config.n_vocab, (CHUNKS, T)).tolist()
-
-
-def ours(weights: Weights, kv: str | None) -> Tensor:
-    """Logits [CHUNKS·T,V]"""
-    arithmetic = EXACT if kv is None else CachedArithmetic(parse_cache(kv))
-    return forward(torch.tensor(ids_of(weights)), weights, arithmetic=arithmetic).flatten(0, 1).double()
-
-
-def theirs(path: Path, weights: Weights, kv: str) -> Tensor:
-    keys, _, values = kv.upper().partition("/")
-    with LlamaSession(path, n_ctx=T, kv=keys, values=values or None) as llama:
-        return torch.from_numpy(np.concatenate([llama.decode(row) for row in ids_of(weights)])).double()
-
-
-def kl(p: Tensor, q: Tensor) -> float:
-    a, b = p.log_softmax(-1), q.log_softmax(-1)
-    return float((a.exp() * (a - b)).sum(-1).mean())
-
-
-def nmse(ref: Tensor, test: Tensor) -> float:
-    return float((ref - test).square().sum() / ref.square().sum())
+    random: Rows = np.random.default_rng(0).integers(3, weights.config.n_vocab, (CHUNKS, T)).tolist()
+    return random
 
 
 # (types, smallest and largest KL of llama.cpp over ours, largest part of the cache's error that the two do not share)
@@ -84,8 +61,9 @@ CASES = [
 @pytest.mark.parametrize(("kv", "low", "high", "apart"), CASES)
 def test_a_cache_costs_what_it_costs_in_llama_cpp(kv: str, low: float, high: float, apart: float, model: Path) -> None:
     weights = Weights(open_source(model), keep=True)
-    exact, cached = ours(weights, None), ours(weights, kv)
-    plain, real = theirs(model, weights, "f32"), theirs(model, weights, kv)
+    rows = rows_of(weights)
+    exact, cached = ours(weights, rows), ours(weights, rows, kv)
+    plain, real = theirs(model, rows, "f32"), theirs(model, rows, kv)
     assert nmse(exact, plain) < 1e-11
     assert low < kl(plain, real) / kl(exact, cached) < high
     assert nmse(cached, real) < apart * nmse(exact, cached)
@@ -98,10 +76,12 @@ def test_the_rotation_is_seen(kv: str, model: Path, monkeypatch: pytest.MonkeyPa
     if weights.config.head_dim % cache.ROTATED:
         pytest.skip("llama.cpp does not turn heads of this size")
     monkeypatch.setattr(cache, "turn", lambda x, n: x)
-    assert nmse(ours(weights, kv), theirs(model, weights, kv)) > 0.8 * nmse(ours(weights, None), ours(weights, kv))
+    rows = rows_of(weights)
+    unturned = ours(weights, rows, kv)
+    assert nmse(unturned, theirs(model, rows, kv)) > 0.8 * nmse(ours(weights, rows), unturned)
 
 
 def test_llama_cpp_refuses_blocks_that_do_not_fill_a_head(tmp_path: Path) -> None:
     path = make_gguf(tmp_path / "m.gguf", head_dim=16, n_embd=64, **SIZES)
-    with pytest.raises(Exception, match="does not make a context"), LlamaSession(path, n_ctx=T, kv="Q8_0"):
+    with pytest.raises(EngineError, match="does not make a context"), LlamaSession(path, n_ctx=T, kv="Q8_0"):
         pass
