@@ -210,6 +210,11 @@ class Variant:
     kv: str | None = None  # types of the key/value cache that keys and values were rounded to; None: they are exact
     kv_bytes: int | None = None  # of that cache, for one token
 
+    @property
+    def footprint(self) -> tuple[int, float]:
+        """What variants are ordered by in size: the file, of equal ones the key/value cache; without one it is the largest."""
+        return self.file_bytes or 0, math.inf if self.kv_bytes is None else self.kv_bytes
+
     def type_counts(self) -> dict[str, int]:
         """Tensors per type, most frequent first."""
         names = list(self.types.values())

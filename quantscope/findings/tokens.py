@@ -33,12 +33,12 @@ def keepers(study: Study) -> tuple[list[Variant], list[Variant]]:
 def smallest(variants: list[Variant]) -> Variant | None:
     """The variant with the fewest bytes; None when no size is known."""
     sized = [v for v in variants if v.file_bytes is not None]
-    return min(sized, key=lambda v: v.file_bytes or 0, default=None)
+    return min(sized, key=lambda v: v.footprint, default=None)
 
 
 def by_size(variants: list[Variant]) -> list[Variant]:
     """Largest first; variants of unknown size last."""
-    return sorted(variants, key=lambda v: -(v.file_bytes or 0))
+    return sorted(variants, key=lambda v: v.footprint, reverse=True)
 
 
 def names(variants: list[Variant]) -> str:
