@@ -123,6 +123,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return sentencepiece_model(tmp_path_factory.mktemp("vocabulary"), N_VOCAB)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_the_values_are_those_of_llama_cpps_converter(case: str, vocabulary: bytes, tmp_path: Path) -> None:
     folder, gguf = packed_folder(tmp_path / "hf", *CASES[case]), tmp_path / "m.gguf"
