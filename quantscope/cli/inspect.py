@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from quantscope.cli.lang import Lang, LangOption
+
 File = Annotated[
     str,
     typer.Argument(metavar="FILE", help="A GGUF file, a Hugging Face folder, or a name: hf:OWNER/REPO, ollama:NAME.", show_default=False),
@@ -15,9 +17,10 @@ Tensors = Annotated[bool, typer.Option("--tensors", help="One line per tensor in
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
-def inspect(file: File, tensors: Tensors = False, json: Json = False) -> None:
+def inspect(file: File, tensors: Tensors = False, json: Json = False, lang: LangOption = Lang.en) -> None:
     """Show a file's tensors, their types, bits per weight and metadata; also of a file that is cut short."""
     from quantscope.cli.console import console
+    from quantscope.language import language
     from quantscope.report.inspect import document, render
     from quantscope.sources.resolve import open_source
     from quantscope.sources.summary import summarize
@@ -31,4 +34,5 @@ def inspect(file: File, tensors: Tensors = False, json: Json = False) -> None:
         sys.stdout.write(document(summary))
     else:
         out = console(sys.stdout)
-        out.print(render(summary, every_tensor=tensors))
+        with language(lang.value):
+            out.print(render(summary, every_tensor=tensors))

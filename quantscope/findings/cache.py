@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from quantscope.language import say
+from quantscope.phrases import paragraph, size, times
 from quantscope.results import Finding, Study, Variant
-from quantscope.wording import sig, size, times
+from quantscope.wording import sig
 
 CLEARLY = 1.5  # one divergence over this multiple of the other is the larger one
 
@@ -33,7 +34,7 @@ def cost(study: Study) -> Finding | None:
         if both.kv in alone and weights is not None and (said := _beside(both, weights, alone[both.kv])):
             sentences.append(said)
             evidence[both.name] = {"kl_nats": _kl(both), "weights": _kl(weights), "cache": _kl(alone[both.kv])}
-    return Finding("kv-cache", " ".join(sentences), evidence)
+    return Finding("kv-cache", paragraph(sentences), evidence)
 
 
 def _beside(both: Variant, weights: Variant, cache: Variant) -> str | None:
