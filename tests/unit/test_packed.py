@@ -159,3 +159,47 @@ def test_a_study_says_that_its_original_is_quantized(tmp_path: Path) -> None:
     quantized = run_study(StudyOptions((str(tmp_path),), types=("Q8_0",), tokens=(1, 2, 3)))
     assert 0 < (quantized.variant("Q8_0").file_bytes or 0) < only.file_bytes
     assert any("already quantized" in note for note in quantized.notes)
+
+
+PARTS = {
+    "gptq": ("m.qweight", "m.qzeros", "m.scales", "m.g_idx"),
+    "awq": ("m.qweight", "m.qzeros", "m.scales"),
+    "bitsandbytes": (
+        "m.weight",
+        "m.weight.absmax",
+        "m.weight.quant_map",
+        "m.weight.nested_absmax",
+        "m.weight.nested_quant_map",
+        "m.weight.quant_state.bitsandbytes__nf4",
+        "m.SCB",
+    ),
+    "fp8": ("m.weight", "m.weight_scale_inv"),
+    "compressed-tensors": ("m.weight_packed", "m.weight_scale", "m.weight_shape", "m.weight_zero_point", "m.weight_g_idx"),
+    "mxfp4": ("m_blocks", "m_scales"),
+}
+STATES = (
+    b'{"blocksize": 4, "shape": [4, 4]}',
+    b'{"blocksize": 3, "shape": [2], "nested_blocksize": 2, "nested_offset": 0.5}',
+    b'{"blocksize": "x"}',
+)
+
+
+@pytest.mark.parametrize("method", PARTS)
+def test_any_parts_are_read_or_refused(method: str, tmp_path: Path) -> None:
+    """Random types and sizes: values of the promised shape, or one of our errors."""
+    rng, said = np.random.default_rng(0), []
+    for i in range(100):
+        parts = {}
+        for name in PARTS[method]:
+            kind, shape = rng.choice(["int8", "uint8", "int32", "float16", "float32"]), rng.choice([1, 2, 4, 8, 32], rng.integers(1, 5))
+            parts[name] = rng.integers(0, 9, shape).astype(kind)
+            if "quant_state" in name:
+                parts[name] = np.frombuffer(STATES[i % 3], np.uint8)
+        settings = {"quant_method": method, "bits": 4, "weight_block_size": [[2, 2], None, 3][i % 3], "config_groups": {"a": {}}}
+        try:
+            source = open_source(written(tmp_path / str(i), parts, settings))
+            assert all(source.raw(name).nbytes == tensor.n_bytes for name, tensor in source.tensors.items())
+        except QuantscopeError as error:
+            said.append(str(error))
+    assert len(said) > 30
+    assert all("expected" in text or "no tensor" in text for text in said)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quantscope.errors import UnsupportedTypeError
+from quantscope.errors import CorruptFileError, UnsupportedTypeError
 from quantscope.qtypes import QTYPES
 from quantscope.sources.base import Bytes, RawTensor, Source, missing_tensor, show
 from quantscope.sources.files import read_json_object
@@ -59,7 +60,8 @@ class DecodedFolder:
         self.stored, self.path, self.file_bytes = stored, stored.path, stored.file_bytes
         parts = Parts(stored, settings)
         self._last: tuple[str, Bytes] | None = None
-        self._packed = {p.name: p for find in method.find for p in find(parts)}
+        with _fitting(stored.path, "the packed matrices"):
+            self._packed = {p.name: p for find in method.find for p in find(parts)}
         self.packing: str | None = method.what if self._packed else None
         hidden = {part for p in self._packed.values() for part in p.parts}
         made = {p.parts[0]: p for p in self._packed.values()}  # each in the place of its first part
@@ -90,7 +92,9 @@ class DecodedFolder:
             return self.stored.raw(name)
         if self._last is None or self._last[0] != name:
             self._last = None  # two matrices at a time would be too many
-            self._last = name, np.ascontiguousarray(self._packed[name].values(), np.float32).reshape(-1).view(np.uint8)
+            with _fitting(self.path, f"tensor {name!r}"):
+                values = np.ascontiguousarray(self._packed[name].values(), np.float32).reshape(self._packed[name].shape)
+            self._last = name, values.reshape(-1).view(np.uint8)
         return self._last[1]
 
     def will_need(self, name: str) -> None:
@@ -108,6 +112,18 @@ class DecodedFolder:
 
     def close(self) -> None:
         self.stored.close()
+
+
+@contextmanager
+def _fitting(path: Path, what: str) -> Iterator[None]:
+    """CorruptFileError for parts whose sizes, types or indices do not go together."""
+    try:
+        yield
+    except (ValueError, IndexError, TypeError, ArithmeticError) as error:
+        raise CorruptFileError(
+            f"{show(path)}: the parts of {what} do not fit together ({error}), expected those that quantization_config describes. The "
+            f"config belongs to other weights, or a file was damaged: fetch both again and compare their checksums."
+        ) from None
 
 
 def decoded(folder: SafetensorsSource) -> Source:
