@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 STRINGS: Mapping[str, str] = {
+    "cache/token": "キャッシュ/トークン",
     "{path} is a checkpoint quantized with {method}: its weights are read as the values they stand for, and shown as F32. "
     "What that quantization cost shows in a study of it beside the original F16 or BF16 weights (`--ref`).": (
         "{path}は{method}で量子化済みのチェックポイントである。重みはそれが表す値として読み込まれ、F32と表示される。"
