@@ -9,7 +9,7 @@ STRINGS: Mapping[str, str] = {
     "{path} is a checkpoint quantized with {method}: its weights are read as the values they stand for, and shown as F32. "
     "What that quantization cost shows in a study of it beside the original F16 or BF16 weights (`--ref`).": (
         "{path}は{method}で量子化済みのチェックポイントである。重みはそれが表す値として読み込まれ、F32と表示される。"
-        "その量子化による損失は、元のF16またはBF16の重みと並べた分析（`--ref`）で分かる。"
+        "その量子化による損失は、元のF16またはBF16の重みと並べた調査（`--ref`）で分かる。"
     ),
     "A key/value cache of type {kv}, {bytes} a token, costs {kl} nats with the weights of {original} as they are.": (
         "{kv}型のKVキャッシュ（1トークンあたり{bytes}）は、{original}の重みをそのまま使うとき{kl} natsの損失を生む。"
