@@ -152,7 +152,9 @@ def _variant(
     c: Candidate, layers: tuple[LayerRow, ...], tokens: tuple[Generated, ...], logits: LogitStats, ops: tuple[OpRow, ...]
 ) -> Variant:
     types = {name: t.name for name, t in c.types.items()}
-    return Variant(c.member.name, types, c.file_bytes, c.bpw, tokens, layers, logits, c.path, ops=ops)
+    config = c.member.weights.config
+    kv_bytes = c.kv.bytes_per_token(config.n_layer, config.n_head_kv, config.head_dim) if c.kv else None
+    return Variant(c.member.name, types, c.file_bytes, c.bpw, tokens, layers, logits, c.path, ops, c.kv.name if c.kv else None, kv_bytes)
 
 
 def _model_info(lineup: Lineup) -> ModelInfo:
