@@ -7,25 +7,43 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from jinja2 import Environment
+from markupsafe import Markup
+
 from quantscope import __version__
-from quantscope.language import current, say
+from quantscope.language import current, mark, say
 from quantscope.report.page.content import Chart, Page, Series
 from quantscope.report.table import DIFFERS, FLAG, Table
-from quantscope.wording import MISSING, printable, sig
+from quantscope.wording import MISSING, sig
 
+# what the frame itself says
+FRAME_WORDS = {
+    "skip": mark("Skip to the answer"),
+    "contents": mark("Contents"),
+    "variants": mark("Variants: press one to hide or show it everywhere"),
+    "all": mark("Show all"),
+    "variant": mark("Variant"),
+    "shown": mark("Shown"),
+    "numbers": mark("Numbers of this chart"),
+    "below": mark("The numbers are in the table below."),
+    "table": mark("Table"),
+    "copy": mark("Copy as TSV"),
+    "dark": mark("Dark"),
+    "script": mark("The charts need JavaScript; the tables do not."),
+}
 LIBRARY, STYLE, SCRIPT, FRAME = "plotly-cartesian.min.js", "page.css", "page.js", "page.html"
 
 
 def html(page: Page) -> str:
     """The whole file.  Whatever the names and texts hold, they are shown, never run."""
-    from jinja2 import Environment
-
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_file(FRAME)).render(
         page=page,
         lang=current(),
-        say=say,
-        printable=printable,
+        words={key: say(words) for key, words in FRAME_WORDS.items()},
+        made=say(
+            "Made by quantscope {version}. This page needs nothing else: it can be kept, sent and opened offline.", version=__version__
+        ),
         version=__version__,
         tables={block.id: [table_view(t, page) for t in block.tables] for block in page.blocks},
         chart_tables={c.id: table_view(c.table or table_of(c), page) for block in page.blocks for c in block.charts},
@@ -55,21 +73,16 @@ def data(page: Page) -> dict[str, Any]:
 def words() -> dict[str, str]:
     """What page.js says."""
     return {
-        "original": say("original"),
-        "variant": say("variant"),
         "next": say("What really follows: {token}", token="{token}"),
         "kl": say("KL divergence here: {kl} nats", kl="{kl}"),
         "copied": say("Copied"),
-        "missing": MISSING,
         "dark": say("Dark"),
         "light": say("Light"),
     }
 
 
-def in_script(value: Any) -> str:
+def in_script(value: Any) -> Markup:
     """JSON that may stand inside <script>: no "<", no line separators that old JavaScript takes for ends of lines."""
-    from markupsafe import Markup
-
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
@@ -116,9 +129,9 @@ def table_view(table: Table, page: Page) -> dict[str, Any]:
     rows = [[{"text": cell, "flag": cell.startswith(FLAG), "differs": cell.startswith(DIFFERS)} for cell in row] for row in table.rows]
     return {
         "caption": table.caption,
-        "columns": [{"name": n, "key": k, "words": i in table.text_columns} for i, (n, k) in enumerate(zip(table.columns, columns, strict=True))],
+        "columns": [
+            {"name": n, "key": k, "words": i in table.text_columns} for i, (n, k) in enumerate(zip(table.columns, columns, strict=True))
+        ],
         "rows": [{"key": of.get(raw[0]) if raw else None, "cells": cells} for raw, cells in zip(table.rows, rows, strict=True)],
         "notes": table.footnotes,
     }
-
-

@@ -99,7 +99,13 @@ def _by_layer(
 ) -> Chart | None:
     """A line for each variant that has the quantity; None where none has."""
     series = tuple(
-        Series(label(study, v), [r.layer for r in v.layers], rounded([value(r) for r in v.layers]), label(study, v), original=_is_original(study, v))
+        Series(
+            label(study, v),
+            [r.layer for r in v.layers],
+            rounded([value(r) for r in v.layers]),
+            label(study, v),
+            original=_is_original(study, v),
+        )
         for v in ordered(study)
         if any(value(r) is not None for r in v.layers)
     )
@@ -235,7 +241,8 @@ def top_chart(study: Study) -> Chart | None:
     series = []
     for v in [v for v in ordered(study) if v.name in top.logits][:MOST_HEAVY]:
         text = [
-            say("probability {p}, rank {rank}", p=sig(p), rank=f"{rank:,}") for p, rank in zip(top.probs[v.name], top.ranks[v.name], strict=True)
+            say("probability {p}, rank {rank}", p=sig(p), rank=f"{rank:,}")
+            for p, rank in zip(top.probs[v.name], top.ranks[v.name], strict=True)
         ]
         name = label(study, v)
         series.append(Series(name, words, rounded(top.logits[v.name]), name, text=text, original=_is_original(study, v)))
@@ -281,8 +288,8 @@ def passage_block(study: Study) -> Block:
         "top": {label(study, v): [[[piece, *rounded([prob])] for piece, prob in row] for row in p.top[v.name]] for v in shown},
     }
     explanation = say(
-        "{shown} of {all} positions. The darker a token, the more the prediction of what follows it differs from the original's; point at a "
-        "token, tap it or go to it with the arrow keys to see both.",
+        "{shown} of {all} positions. The stronger the colour of a token, the more the prediction of what follows it differs from the original's; point "
+        "at a token, tap it or go to it with the arrow keys to see both.",
         shown=f"{len(p.ids):,}",
         all=f"{p.n_positions:,}",
     )
