@@ -146,7 +146,12 @@
       chip.setAttribute("aria-pressed", String(!hidden.has(Number(chip.dataset.key))));
       chip.querySelector(".swatch").style.color = colourOf(data.keys[chip.dataset.key]);
     });
-    document.querySelectorAll("table [data-key]").forEach((cell) => cell.classList.toggle("hidden", hidden.has(Number(cell.dataset.key))));
+    document.querySelectorAll("tr[data-key]").forEach((row) => row.classList.toggle("hidden", hidden.has(Number(row.dataset.key))));
+    document.querySelectorAll("th[data-key]").forEach((head) => {
+      const off = hidden.has(Number(head.dataset.key));
+      if (head.classList.contains("hidden") === off) return;
+      for (const row of head.closest("table").rows) row.cells[head.cellIndex].classList.toggle("hidden", off);
+    });
     redraw();
   }
   document.querySelectorAll(".chip").forEach((chip) => chip.addEventListener("click", () => {

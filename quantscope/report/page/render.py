@@ -27,7 +27,7 @@ FRAME_WORDS = {
     "numbers": mark("Numbers of this chart"),
     "below": mark("The numbers are in the table below."),
     "table": mark("Table"),
-    "copy": mark("Copy as TSV"),
+    "tsv": mark("Copy as TSV"),
     "dark": mark("Dark"),
     "script": mark("The charts need JavaScript; the tables do not."),
 }

@@ -40,7 +40,7 @@ def study_page(study: Study, *, incomplete: str = "") -> Page:
         _block("engines", engines(study), engine_charts(study)),
         _block("size", study_tables.sizes(study), (size_chart(study),)),
         Block("findings", say("Findings"), lines=tuple((f.id, f.text) for f in others if f)),
-        Block("notes", say("Notes"), lines=tuple(("", note) for note in study.notes)),
+        Block("notes", say("Notes"), lines=tuple(("", printable(note)) for note in study.notes)),
         Block("provenance", say("Provenance"), lines=tuple(_flat(study.provenance))),
     ]
     return Page(
@@ -66,7 +66,7 @@ def _block(id_: str, section: Section, charts: Sequence[Chart | None]) -> Block:
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     out: list[tuple[str, str]] = []
     for key, value in values.items():
-        out += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", str(value))]
+        out += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(printable(f"{prefix}{key}"), printable(str(value)))]
     return out
 
 
