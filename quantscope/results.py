@@ -283,6 +283,16 @@ class NumericalFloor:
     kl_nats: float  # mean
     kl_nats_max: float
     n_positions: int
+    layer_nmse: tuple[float, ...] = ()  # of each layer's output, float32 against float64
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """How far a study had come that was not finished."""
+
+    stage: str  # "prompt" or "text"
+    n_done: int  # batches of it
+    n_batches: int
 
 
 @dataclass(frozen=True)
@@ -325,7 +335,8 @@ class EngineRun:
     agrees: bool | None = None  # every tap within the floor that its arithmetic predicts; None when it failed
     answer: str | None = None  # where it parts from the reference, or that it does not
     failure: str | None = None  # in the engine's own words
-    rows: tuple[EngineRow, ...] = ()
+    rows: tuple[EngineRow, ...] = ()  # layer outputs and logits
+    ops: tuple[EngineRow, ...] = ()  # every tap, in the order of the graph
 
 
 @dataclass(frozen=True)
@@ -346,6 +357,7 @@ class Study:
     paired: tuple[Paired, ...] = ()  # every two variants
     engines: tuple[EngineRun, ...] = ()  # of other engines on the files, where asked for
     base: BaseInfo | None = None  # where the original is a file of log-probabilities; then nothing else is known of it
+    interrupted: Interrupted | None = None  # None: all of the study is here
 
     def neighbours(self) -> tuple[Paired, ...]:
         """The comparisons of neighbours in the order of their KL divergence, from the original on: b is the one farther away."""

@@ -35,7 +35,7 @@ OutFile = Annotated[
 def report(where: Where, format: FormatOption = Format.html, out: OutFile = None, lang: LangOption = Lang.en) -> None:
     """Write the report of a study that was run before: nothing is computed again.
 
-    A study that was interrupted has no study.json yet: the command that began it goes on from its finished batches.
+    Of a study that was interrupted, the report is of the batches that are done, and says so; the command that began it goes on from there.
     """
     from quantscope.cli.output import write_files
     from quantscope.findings import told
@@ -57,14 +57,22 @@ def report(where: Where, format: FormatOption = Format.html, out: OutFile = None
 
 def told_of(where: Path) -> Study:
     """The study of a folder or file.  Raises MissingFileError, CorruptFileError, UnsupportedVersionError."""
+    import json
+
+    from quantscope.findings import complete
     from quantscope.report.study_json import load
+    from quantscope.results import Study
+    from quantscope.store import NAME, read_sketch
 
     path = where / "study.json" if where.is_dir() else where
     if path.is_file():
         return load(path)
-    if (where / "study.db").is_file():
+    results = read_sketch(where)
+    if results is not None:
+        return complete(Study.from_json(json.loads(results)))
+    if (where / NAME).is_file():
         raise UsageError(
-            f"{where}: this study was interrupted, study.db holds its finished batches but no study.json. Give the command that began it "
+            f"{where}: this study was interrupted before its first batch was done, expected one at least. Give the command that began it "
             f"again: it goes on from there and writes the reports."
         )
     raise MissingFileError(

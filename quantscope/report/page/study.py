@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from quantscope.language import say
-from quantscope.model.taps import LAYER_TAPS
+from quantscope.model.taps import LAYER_TAPS, place_of
 from quantscope.phrases import count
 from quantscope.report import tables as study_tables
 from quantscope.report.engine_tables import engines
@@ -15,16 +16,16 @@ from quantscope.report.logit_tables import logits, paired
 from quantscope.report.op_tables import operations, outliers
 from quantscope.report.page.content import Block, Chart, Frame, Page, Series, rounded
 from quantscope.report.table import Section, label
-from quantscope.results import EngineRow, LayerRow, LogitStats, OpRow, Study, Variant
-from quantscope.wording import printable, sig
+from quantscope.results import EngineRow, EngineRun, LayerRow, LogitStats, OpRow, Study, Variant
+from quantscope.wording import printable, sci, sig
 
 MOST_HEAVY = 16  # variants whose heat maps, single tokens and distributions are in the page: beyond it would be too large a file
 PERCENTILES = ("min", "p001", "p01", "p05", "p10", "median", "p90", "p95", "p99", "p999", "max")
 STREAM = "l_out"
 
 
-def study_page(study: Study, *, incomplete: str = "") -> Page:
-    """The page; incomplete: why not all of the study is there."""
+def study_page(study: Study) -> Page:
+    """The page; of a study that was interrupted, with a warning."""
     name = study.model.name if study.model else study.original or say("several variants")
     answer, *others = study.findings or (None,)
     made = [
@@ -46,11 +47,11 @@ def study_page(study: Study, *, incomplete: str = "") -> Page:
     return Page(
         say("quantscope study of {name}", name=printable(name)),
         answer.text if answer else "",
-        tuple(study_tables.header(study)),
+        tuple(study_tables.header(dataclasses.replace(study, interrupted=None))),
         tuple(b for b in made if b.charts or b.tables or b.lines or b.passage),
         tuple(label(study, v) for v in ordered(study)),
         None if study.reference is None else label(study, study.reference),
-        incomplete,
+        study_tables.interrupted(study),
     )
 
 
@@ -91,7 +92,12 @@ def swiglu_mean_chart(study: Study) -> Chart | None:
 
 def nmse_chart(study: Study) -> Chart | None:
     title = say("Error of each layer's output against the original")
-    return _by_layer(study, "nmse", title, say("NMSE"), lambda r: r.nmse, log=True)
+    chart = _by_layer(study, "nmse", title, say("NMSE"), lambda r: r.nmse, log=True)
+    floor = max(study.floor.layer_nmse, default=None) if study.floor else None
+    if chart is None or floor is None:
+        return chart
+    note = say("Rounding in float32 makes an NMSE of {nmse} at most by itself: a line down there means nothing.", nmse=sci(floor, 2))
+    return dataclasses.replace(chart, note=note)
 
 
 def _by_layer(
@@ -171,9 +177,33 @@ def outlier_chart(study: Study) -> Chart | None:
 
 
 def engine_charts(study: Study) -> list[Chart]:
-    """For each file the three effects through the layers, the predicted one as a band."""
+    """For each file the three effects through the layers, the predicted one as a band; then in every operation."""
     names = list(dict.fromkeys(run.variant for run in study.engines if run.rows))
-    return [_split(study, k, name) for k, name in enumerate(names[:MOST_HEAVY])]
+    heats = [_heat(k, run) for k, run in enumerate([run for run in study.engines if run.ops][:MOST_HEAVY])]
+    return [*(_split(study, k, name) for k, name in enumerate(names[:MOST_HEAVY])), *(c for c in heats if c is not None)]
+
+
+def _heat(k: int, run: EngineRun) -> Chart | None:
+    """Operation × layer of one run: a frame for the engine's effect, the quantization's and the predicted one."""
+    found = {place: row for row in run.ops if (place := place_of(row.tap))[1] is not None}
+    taps = [t for t in LAYER_TAPS if any(tap == t for tap, _ in found)]
+    layers = sorted({layer for _, layer in found if layer is not None})
+    ways: dict[str, Callable[[EngineRow], float | None]] = {
+        run.engine: lambda r: r.engine,
+        say("quantization"): lambda r: r.quantization,
+        say("{engine}, predicted", engine=run.engine): lambda r: r.predicted,
+    }
+    frames = []
+    for name, value in ways.items():
+        cells = {place: value(row) for place, row in found.items()}
+        if any(cells.values()):
+            frames.append(Frame(name, [rounded([cells.get((tap, i)) for i in layers]) for tap in taps]))
+    title = say("{engine} on {name}: every operation in every layer", engine=run.engine, name=printable(run.variant))
+    if not frames:
+        return None
+    places = {"x": list(layers), "y": list(taps)}
+    axes = say("layer"), say("operation")
+    return Chart(f"engine-operations-{k}", title, "heat", *axes, **places, frames=tuple(frames), z_title=say("NMSE"), log_z=True)
 
 
 def _split(study: Study, k: int, variant: str) -> Chart:
