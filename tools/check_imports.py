@@ -19,7 +19,7 @@ LAYERS = (
     "model", "lockstep", "trace", "fingerprint", "trace_file", "metrics", "engines", "importers", "logit_kernel", "logit_sums",
     "tap_sums", "tap_kernel", "results", "lock", "mismatch", "store", "tap_stats", "logit_stats", "monitor", "inputs", "meters", "plan",
     "variants", "importance", "rotation", "compare", "three_way", "explain", "engine_effects", "kld_base", "golden", "weight_causes",
-    "weight_compare", "diagnose", "remedy", "findings", "stages", "cluster", "assemble", "study", "report", "cli",
+    "weight_compare", "diagnose", "remedy", "findings", "stages", "cluster", "next_tokens", "assemble", "study", "report", "cli",
 )
 # fmt: on
 PACKAGE = "quantscope"
