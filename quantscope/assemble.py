@@ -13,6 +13,7 @@ from quantscope.kld_base import KldBase
 from quantscope.logit_stats import all_pairs, logit_stats
 from quantscope.meters import NEXT_FIELDS, Record, join_batches, tap_list
 from quantscope.model.taps import EMBD
+from quantscope.next_tokens import passage, top_tokens
 from quantscope.results import (
     STUDY_VERSION,
     BaseInfo,
@@ -66,6 +67,8 @@ def assemble(
         paired=paired(last, whole),
         base=base_info(last.base, whole) if last.base else None,
         interrupted=interrupted,
+        top=top_tokens(job, first, table),
+        passage=passage(job, last, whole),
     )
 
 

@@ -100,9 +100,18 @@ def _said_again(text: str, *, sentence: bool) -> str | None:
         if sentence and not template.endswith("."):
             continue
         if (found := pattern.fullmatch(text)) is not None:
-            again = {field: _said_again(value, sentence=False) or value for field, value in found.groupdict().items()}
+            again = {field: _said_again(value, sentence=False) or _list_again(value) for field, value in found.groupdict().items()}
             return say(template, **again)
     return None
+
+
+def _list_again(text: str) -> str:
+    """Names in a list, as ``phrases.listed`` says it; other text stays as it is."""
+    found = re.fullmatch(r"(\S+(?:, \S+)*?)(?: and (\S+))?", text)
+    if found is None:
+        return text
+    first = translated(", ").join(found[1].split(", "))
+    return first if found[2] is None else say("{first} and {last}", first=first, last=found[2])
 
 
 ENOUGH = 5  # letters that tell a template with fields apart from other words with something between them
@@ -123,7 +132,8 @@ def _pattern(template: str) -> str:
     def group(field: re.Match[str]) -> str:
         again = field[1] in seen
         seen.add(field[1])
-        shape = r"[\d,]+" if template.startswith("{n} ") and field[1] == "n" else ".+?"
+        number = template.startswith("{n} ") and field[1] == "n"
+        shape = r"[\d,]+" if number else r"\w+" if field[1].startswith("_") else ".+?"
         return f"(?P={field[1]})" if again else f"(?P<{field[1]}>{shape})"
 
     return _FIELD.sub(group, re.escape(template))

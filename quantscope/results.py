@@ -121,6 +121,18 @@ class OpRow:
 
 
 @dataclass(frozen=True)
+class KlHistogram:
+    """How many positions have which KL divergence: bin i holds 10^(low + i/per_decade) ≤ KL < 10^(low + (i+1)/per_decade) [nats]."""
+
+    low: float
+    per_decade: int
+    counts: tuple[int, ...]
+    below: int  # smaller ones, 0 among them
+    above: int  # larger ones, ∞ among them
+    nan: int = 0
+
+
+@dataclass(frozen=True)
 class LogitStats:
     """Logits of a variant against the original's, over ``n_positions`` positions: what llama-perplexity prints, and an interval.
 
@@ -172,6 +184,7 @@ class LogitStats:
     ppl_diff: float | None = None  # ppl − ppl of the original
     ppl_diff_se: float | None = None
     ln_ppl_cor: float | None = None  # correlation of −ln p(next token) with the original's
+    kl_histogram: KlHistogram | None = None
 
 
 @dataclass(frozen=True)
@@ -235,6 +248,39 @@ class TextInfo:
     n_scored: int
     scoring: Literal["llama.cpp", "all"] = "llama.cpp"  # the positions that count: n_ctx/2 … n_ctx − 2 of each chunk, or all but the last
     n_chunks_given: int | None = None  # more than n_chunks when the study stopped early, its means being known well enough
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """The most probable tokens after the prompt: the original's 20, then those that are only among a variant's own 5.
+
+    logits, probs, ranks: variant → one value for each id; None where it was not kept (an id outside the 20 of that variant's own and the
+    original's).
+    """
+
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    logits: dict[str, list[float | None]]
+    probs: dict[str, list[float | None]]
+    ranks: dict[str, list[int | None]]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The first scored positions of the text, one by one: the token there, what follows, and what each variant expects to follow.
+
+    kl_nats: variant → KL divergence from the original of the prediction after each token.  top: variant → [[piece, probability], …] of
+    the 5 most probable next tokens, for each position.
+    """
+
+    n_positions: int  # scored in all
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    next: tuple[str, ...]  # the text of the token that follows
+    chunk: tuple[int, ...]
+    position: tuple[int, ...]  # in the chunk
+    kl_nats: dict[str, list[float]]
+    top: dict[str, list[list[list[Any]]]]
 
 
 @dataclass(frozen=True)
@@ -358,6 +404,8 @@ class Study:
     engines: tuple[EngineRun, ...] = ()  # of other engines on the files, where asked for
     base: BaseInfo | None = None  # where the original is a file of log-probabilities; then nothing else is known of it
     interrupted: Interrupted | None = None  # None: all of the study is here
+    top: TopTokens | None = None  # after the prompt, or after the text's first chunk
+    passage: Passage | None = None  # of the text, or of the prompt where there is no text
 
     def neighbours(self) -> tuple[Paired, ...]:
         """The comparisons of neighbours in the order of their KL divergence, from the original on: b is the one farther away."""

@@ -48,6 +48,10 @@ class Stored:
         """F32 for rope_freqs.weight made from a config.json."""
         return self.weights.stored(self.name).qtype if self.name in self.weights.stored_names() else QTYPES["F32"]
 
+    def some(self, rows: Tensor) -> Tensor:
+        """Rows of a matrix in float32."""
+        return self.weights.rows(self.name, rows)
+
     def band(self, rows: slice = ALL_IDS) -> Tensor:
         """Some rows in float32; a vector is one row."""
         return self.weights.band(self.name, rows) if len(self.shape) > 1 else self.weights.get(self.name)[None]

@@ -128,7 +128,7 @@ def show(c: Comparison, said: str, turned: str | None, split: Sequence[SplitRow]
 
     out = console(sys.stderr if json else sys.stdout)
     parts: list[object] = [Prose(said, style="bold")]
-    parts += [Text(), Prose(f"RoPE: {turned}")] if turned else []
+    parts += [Text(), Prose(say("RoPE: {verdict}", verdict=turned))] if turned else []
     parts += grid(taps_table(c, every=every), out.width)
     parts += grid(split_table(split), out.width) if split else []
     notes = [say("Floor: {source}.", source=c.floor_source), *c.notes, *_lacking(c)]

@@ -150,7 +150,7 @@ def show(d: Diagnosis, out: Path | None, *, every: bool, json: bool) -> None:
     screen = console(sys.stderr if json else sys.stdout)
     parts: list[object] = [Prose(answer(d), style="bold")]
     parts += [Text(), *(Prose(f"• {s}") for s in d.about_logits)] if d.about_logits else []
-    parts += [Text(), Prose(f"RoPE: {d.turned}")] if d.turned else []
+    parts += [Text(), Prose(say("RoPE: {verdict}", verdict=d.turned))] if d.turned else []
     for table in tables(d, every=every):
         parts += grid(table, screen.width, "--json")
     parts += [Text(), Text(say("Next"), style="bold cyan"), *(Prose(f"• {s}") for s in d.next_steps)] if d.next_steps else []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantscope.cli.lang import Lang, LangOption
-from quantscope.cli.quantize import check_method, check_one_importance, quantize
+from quantscope.cli.quantize import check_one_importance, parse_methods, quantize
 from quantscope.cli.sensitivity import parse_types
 from quantscope.cli.study import parse_memory
 from quantscope.errors import UsageError
@@ -157,7 +157,7 @@ def parse_size(given: str) -> int:
 
 
 def _check_correction(correct: str | None, quantized: Path | None, imatrix: Path | None) -> None:
-    check_method(correct)
+    parse_methods(correct)
     if correct and quantized is None:
         raise UsageError("--correct alone: the correction is in the quantized file. Say where with `--quantized OUT.gguf`.")
     check_one_importance(correct, imatrix)

@@ -18,7 +18,7 @@ def runs(study: Study) -> Finding | None:
             "{engine} on {file} differs from an exact run of the same file. {answer}",
             engine=r.engine,
             file=r.variant,
-            answer=retold(r.answer or ""),
+            answer=_told(r.answer or ""),
         )
         for r in study.engines
         if r.agrees is False
@@ -28,6 +28,12 @@ def runs(study: Study) -> Finding | None:
     ]
     evidence = {"agree": [_name(r) for r in study.engines if r.agrees], "differ": [_name(r) for r in study.engines if r.agrees is False]}
     return Finding("engines", paragraph(parts), evidence | {"failed": [_name(r) for r in study.engines if r.failure]})
+
+
+def _told(answer: str) -> str:
+    """The engine's answer as it was kept, in the reader's language."""
+    said, rope, turned = answer.partition(" RoPE: ")
+    return paragraph([retold(said), say("RoPE: {verdict}", verdict=retold(turned)) if rope else ""])
 
 
 def _name(run: EngineRun) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from quantscope.arch.config import ModelConfig
 from quantscope.errors import PromptError
 from quantscope.inputs import read_inputs
-from quantscope.remedy.correct import GATE_CHUNKS
+from quantscope.remedy.two_models import GATE_CHUNKS
 from quantscope.results import StudyOptions
 from quantscope.sources.base import Source
 

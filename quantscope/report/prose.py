@@ -27,6 +27,8 @@ class Prose(Text):
             for part in parts:
                 part.rstrip()
             lines.extend(parts)
+        if justify := options.get("justify"):
+            lines.justify(console, width, justify=justify, overflow="fold")
         return lines
 
 

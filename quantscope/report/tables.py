@@ -44,9 +44,9 @@ def interrupted(study: Study) -> str:
     if i is None:
         return ""
     if i.stage == "prompt":
-        return say("Incomplete: the study was interrupted before the text. Only the prompt's figures are here; the same command goes on.")
+        return say("Incomplete: interrupted before the text. Only the prompt's figures are here; the same command goes on.")
     return say(
-        "Incomplete: the study was interrupted after {done} of {batches} of the text, which the figures are over; the same command goes on.",
+        "Incomplete: interrupted after {done} of {batches} of the text, which the figures are over; the same command goes on.",
         done=f"{i.n_done:,}",
         batches=count(i.n_batches, "batch", "batches"),
     )

@@ -24,14 +24,7 @@ def answer(c: WeightComparison) -> str:
     if not c.rows:
         return say("No tensor was compared.")
     if not bad:
-        equal = sum(row.verdict == "equal" for row in c.rows)
-        rest = len(c.rows) - equal
-        return say(
-            "All {tensors} agree: {equal} are equal, {rest} differ by no more than their types explain.",
-            tensors=count(len(c.rows), "tensor"),
-            equal=equal,
-            rest=rest,
-        )
+        return say("All {tensors} agree: {parts}.", tensors=count(len(c.rows), "tensor"), parts=joined(_agreeing(c)))
     matrices = [row for row in c.rows if len(row.shape_a or ()) > 1 and row.shape_a == row.shape_b]
     if matrices and all(abs(row.cosine) < UNRELATED and not row.causes for row in matrices):
         return say(
@@ -45,6 +38,15 @@ def answer(c: WeightComparison) -> str:
     parts = [say("{names}: {what}.", names=_names(names), what=text) for text, names in groups.items()]
     head = say("{n} of {tensors} differ by more than their types explain.", n=len(bad), tensors=count(len(c.rows), "tensor"))
     return paragraph([head, *parts])
+
+
+def _agreeing(c: WeightComparison) -> list[str]:
+    """How many agree in which way."""
+    n = {verdict: sum(row.verdict == verdict for row in c.rows) for verdict in ("equal", "explained", "rescaled", "re-tuned")}
+    parts = [say("{n} are equal", n=n["equal"]), say("{n} differ by no more than their types explain", n=n["explained"])]
+    parts += [say("{n} by channel scales that cancel", n=n["rescaled"])] if n["rescaled"] else []
+    parts += [say("{n} are norm weights and biases that the file says were re-tuned", n=n["re-tuned"])] if n["re-tuned"] else []
+    return parts
 
 
 def _names(names: Sequence[str]) -> str:
@@ -107,6 +109,8 @@ _VERDICTS = {
     "blocks": mark("blocks"),
     "differs": mark("differs"),
     "shape": mark("shape"),
+    "rescaled": mark("rescaled"),
+    "re-tuned": mark("re-tuned"),
     "only in A": mark("only in A"),
     "only in B": mark("only in B"),
 }

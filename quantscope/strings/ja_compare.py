@@ -88,6 +88,7 @@ STRINGS: Mapping[str, str] = {
     "RMSNorm of each head with attn_q_norm.weight": "attn_q_norm.weightによるヘッドごとのRMSNorm",
     "RMSNorm of each head with attn_k_norm.weight": "attn_k_norm.weightによるヘッドごとのRMSNorm",
     "RoPE": "RoPE",
+    "RoPE: {verdict}": "RoPE：{verdict}",
     "the scaled, masked softmax of q·kᵀ": "スケールとマスクを適用したq·kᵀのsoftmax",
     "the probabilities times v, and how heads of v are shared": "確率とvの積、およびvのヘッドの共有方法",
     "the product with attn_output.weight": "attn_output.weightとの積",

@@ -48,8 +48,8 @@ STRINGS: Mapping[str, str] = {
     "{bpw} bits per weight": "重みあたり{bpw}ビット",
     "The text itself": "テキスト本文",
     (
-        "{shown} of {all} positions. The stronger the colour of a token, the more the prediction of what follows it differs from the original's; point "
-        "at a token, tap it or go to it with the arrow keys to see both."
+        "{shown} of {all} positions. The stronger the colour of a token, the more the prediction of what follows it differs from the "
+        "original's; point at a token, tap it or go to it with the arrow keys to see both."
     ): (
         "{all}位置のうち{shown}位置を示す。色の濃いトークンほど、その次の予測が元モデルから離れている。"
         "トークンを指すか、タップするか、矢印キーで移動すると、両方の予測が見える。"

@@ -97,9 +97,14 @@ STRINGS: Mapping[str, str] = {
     "{names}: {what}.": "{names}：{what}。",
     "A: {a}. B: {b}.": "A：{a}。B：{b}。",
     "No tensor was compared.": "比較したテンソルはない。",
-    "All {tensors} agree: {equal} are equal, {rest} differ by no more than their types explain.": (
-        "{tensors}すべてが一致する：{equal}個は同一、{rest}個の差は型で説明できる範囲内である。"
-    ),
+    "All {tensors} agree: {parts}.": "{tensors}すべてが一致する：{parts}。",
+    "{n} are equal": "{n}個は同一",
+    "{n} differ by no more than their types explain": "{n}個の差は型で説明できる範囲内",
+    "{n} by channel scales that cancel": "{n}個の差は打ち消し合うチャネルスケールによるもの",
+    "{n} are norm weights and biases that the file says were re-tuned": "{n}個は再調整したとファイルに記録のある正規化の重みとバイアス",
+    "rescaled": "再スケール",
+    "re-tuned": "再調整",
+    "lowest predicted KL": "予測KL最小",
     "{n} of {tensors} differ by more than their types explain.": "{tensors}のうち{n}個の差が型で説明できる大きさを超える。",
     "Another model altogether: the values of all {matrices} are unrelated.": "まったく別のモデルである：{matrices}のすべてで値に関連がない。",
     "Another model altogether: no tensor has the same shape in both files.": "まったく別のモデルである：両方のファイルで形状が同じテンソルはない。",

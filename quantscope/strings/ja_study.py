@@ -223,10 +223,10 @@ STRINGS: Mapping[str, str] = {
     "bits/weight": "ビット/重み",
     "tensors by type": "型ごとのテンソル数",
     # an interrupted study
-    "Incomplete: the study was interrupted before the text. Only the prompt's figures are here; the same command goes on.": (
+    "Incomplete: interrupted before the text. Only the prompt's figures are here; the same command goes on.": (
         "未完了：テキストの処理に入る前に中断された。プロンプトの数値だけを示す。同じコマンドで続きから再開する。"
     ),
-    "Incomplete: the study was interrupted after {done} of {batches} of the text, which the figures are over; the same command goes on.": (
+    "Incomplete: interrupted after {done} of {batches} of the text, which the figures are over; the same command goes on.": (
         "未完了：テキストの{batches}のうち{done}を終えたところで中断された。数値はその分だけに基づく。同じコマンドで続きから再開する。"
     ),
     # the page

@@ -19,7 +19,7 @@ STRINGS: Mapping[str, str] = {
     "The ids part at position {position}: expected {expected}, found {found}: {why}, if the text is the one they spell.": (
         "IDは位置{position}で分かれる。期待値は{expected}、実際は{found}である：{why}（IDが表すテキストが意図したものである場合）。"
     ),
-    "no more ids": "以降のIDなし",
+    "no more ids": "終端",
     "At position {position} {what}.": "位置{position}：{what}。",
     "id {id} is no token of this vocabulary (0 to {last}), another model's was used": "ID {id}はこの語彙（0〜{last}）のトークンではなく、別のモデルの語彙が使われている",
     "the engine {faults}": "エンジンは{faults}",

@@ -173,7 +173,11 @@ def test_japanese_has_glyphs(opened: Open) -> None:
         """() => {
           const canvas = document.createElement("canvas"), at = canvas.getContext("2d", { willReadFrequently: true });
           at.font = `32px ${getComputedStyle(document.body).fontFamily}`;
-          const picture = (text) => { at.clearRect(0, 0, 64, 64); at.fillText(text, 4, 44); return at.getImageData(0, 0, 64, 64).data.join(); };
+          const picture = (text) => {
+            at.clearRect(0, 0, 64, 64);
+            at.fillText(text, 4, 44);
+            return at.getImageData(0, 0, 64, 64).data.join();
+          };
           return [..."量子化層平均誤差\\u{10FFFE}"].map(picture);
         }"""
     )

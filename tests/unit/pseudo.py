@@ -49,8 +49,9 @@ def pseudo_language(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def words_outside(text: str) -> set[str]:
-    """Words of two letters or more that stand in no bracket, nor in `code` or "quotes"."""
+    """Words of two letters or more in no bracket, nor in `code`, "quotes", a command, or a name with digits or punctuation in it."""
     assert "⟦" in text
+    text = re.sub(r"→ quantscope[^|\n]*|^ {4}.*$", " ", text, flags=re.M)  # the command of a hypothesis, code in Markdown
     text = re.sub(r"⟦[^⟧]*⟧", " ", text)
     text = re.sub(r"`[^`]*`|\"[^\"]*\"", " ", text)
-    return set(re.findall(r"[^\W\d_]{2,}", re.sub(r"[\w./-]*[\d_./][\w./-]*", " ", text)))
+    return set(re.findall(r"[^\W\d_]{2,}", re.sub(r"[\w./-]*[\d_./-][\w./-]*", " ", text)))

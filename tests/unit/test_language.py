@@ -11,7 +11,7 @@ from quantscope import language as language_module
 from quantscope import phrases
 from quantscope.cli.lang import Lang
 from quantscope.errors import UsageError
-from quantscope.findings import told
+from quantscope.findings import complete, told
 from quantscope.language import LANGUAGES, current, language, mark, retold, say
 from quantscope.report.markdown import markdown, pipe_table
 from quantscope.report.prose import breaks, pieces
@@ -25,16 +25,28 @@ from tests.unit.test_report import shown
 from tools.check_catalogue import fields, problems, said, said_in
 
 NAMES = {"SHA", "demo", "llama", "cpp", "transformers", "RusTorch", "kB", "MB", "GB"}  # models, engines, units
-JAPANESE = re.compile(r"[぀-ヿ一-鿿]")
+J = r"[぀-ヿ一-鿿]"
+JAPANESE = re.compile(J)
+
+
+OTHERWISE = (  # as study.json keeps it
+    "The first tap that differs is Qcur-0 (NMSE 9.29e−3, floor 1.00e−9). Its input Qcur_pre-0 agrees, so the fault is in what makes it: "
+    "RoPE. 3 taps of 9 differ in all. RoPE: The engine rotated with theta 500,000 instead of 10,000: NMSE 1.0e−15 with it, 0.0093 with the "
+    "expected setting."
+)
 
 
 def full_study() -> Study:
     """With everything that a report can have."""
     base = studies.long_study()
     rows = tuple(EngineRow(tap, 0.01, 1e-4, 1e-4) for tap in ("embd", "l_out-0", "result_output"))
-    runs = (EngineRun("Q4_0", "llama.cpp", "b1", True, "", None, rows), EngineRun("Q6_K", "transformers", failure="1.2.3"))
+    runs = (
+        EngineRun("Q4_0", "llama.cpp", "b1", True, "", None, rows),
+        EngineRun("Q5_K_M", "llama.cpp", "b1", False, OTHERWISE, None, rows),
+        EngineRun("Q6_K", "transformers", failure="1.2.3"),
+    )
     notes = ("No original: no file is the only unquantized one, so errors and KL divergence are missing. Name it with `--ref`.",)
-    return told(dataclasses.replace(base, engines=runs, notes=notes))
+    return complete(dataclasses.replace(base, engines=runs, notes=notes))
 
 
 class TestCatalogue:
@@ -60,6 +72,15 @@ class TestCatalogue:
 
     def test_grammar_fields_may_be_left_out(self) -> None:
         assert fields("{names} {_are} few") == {"names"}
+
+    def test_japanese_is_written_in_one_style(self) -> None:
+        """Full stops where English has them, full-width punctuation, the plain form throughout."""
+        half_width = re.compile(rf"{J}[,;:.!?](?!\w)|{J} {J}|{J}\(|（[^（）]*\)|\([^()]*）")
+        for strings in parts("ja").values():
+            for key, text in strings.items():
+                assert key.endswith(".") == text.endswith("。"), key
+                assert not re.search(r"です|ます", text), text
+                assert not half_width.search(text), text
 
     def test_every_language_can_be_asked_for(self) -> None:
         assert tuple(x.value for x in Lang) == LANGUAGES

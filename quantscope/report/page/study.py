@@ -201,9 +201,18 @@ def _heat(k: int, run: EngineRun) -> Chart | None:
     title = say("{engine} on {name}: every operation in every layer", engine=run.engine, name=printable(run.variant))
     if not frames:
         return None
-    places = {"x": list(layers), "y": list(taps)}
-    axes = say("layer"), say("operation")
-    return Chart(f"engine-operations-{k}", title, "heat", *axes, **places, frames=tuple(frames), z_title=say("NMSE"), log_z=True)
+    return Chart(
+        f"engine-operations-{k}",
+        title,
+        "heat",
+        say("layer"),
+        say("operation"),
+        x=layers,
+        y=taps,
+        frames=tuple(frames),
+        z_title=say("NMSE"),
+        log_z=True,
+    )
 
 
 def _split(study: Study, k: int, variant: str) -> Chart:
@@ -254,7 +263,7 @@ def histogram_chart(study: Study) -> Chart | None:
 
 
 def _histogram(stats: LogitStats | None) -> tuple[list[float], list[float | None]] | None:
-    h = getattr(stats, "kl_histogram", None)
+    h = stats.kl_histogram if stats else None
     if h is None or not any(h.counts):
         return None
     filled = [i for i, n in enumerate(h.counts) if n]
@@ -264,14 +273,14 @@ def _histogram(stats: LogitStats | None) -> tuple[list[float], list[float | None
 
 def top_chart(study: Study) -> Chart | None:
     """The logits of the most probable next tokens, side by side."""
-    top = getattr(study, "top", None)
+    top = study.top
     if top is None:
         return None
     words = [f"{_shown(piece)}  ({i})" for piece, i in zip(top.pieces, top.ids, strict=True)]
     series = []
     for v in [v for v in ordered(study) if v.name in top.logits][:MOST_HEAVY]:
         text = [
-            say("probability {p}, rank {rank}", p=sig(p), rank=f"{rank:,}")
+            "" if rank is None else say("probability {p}, rank {rank}", p=sig(p), rank=f"{rank:,}")
             for p, rank in zip(top.probs[v.name], top.ranks[v.name], strict=True)
         ]
         name = label(study, v)
@@ -306,20 +315,20 @@ def size_chart(study: Study) -> Chart | None:
 
 def passage_block(study: Study) -> Block:
     """Every token of a part of the text, coloured by what quantization does to the prediction after it."""
-    p, title = getattr(study, "passage", None), say("The text itself")
+    p, title = study.passage, say("The text itself")
     if p is None or not p.ids:
         return Block("text", title)
     shown = [v for v in ordered(study) if v.name in p.top][:MOST_HEAVY]
     data = {
         "pieces": list(p.pieces),
-        "next": list(getattr(p, "next", ())),
+        "next": list(p.next),
         "breaks": [i for i in range(1, len(p.ids)) if p.chunk[i] != p.chunk[i - 1]],
         "kl": {label(study, v): rounded(p.kl_nats[v.name]) for v in shown if v.name in p.kl_nats},
         "top": {label(study, v): [[[piece, *rounded([prob])] for piece, prob in row] for row in p.top[v.name]] for v in shown},
     }
     explanation = say(
-        "{shown} of {all} positions. The stronger the colour of a token, the more the prediction of what follows it differs from the original's; point "
-        "at a token, tap it or go to it with the arrow keys to see both.",
+        "{shown} of {all} positions. The stronger the colour of a token, the more the prediction of what follows it differs from the "
+        "original's; point at a token, tap it or go to it with the arrow keys to see both.",
         shown=f"{len(p.ids):,}",
         all=f"{p.n_positions:,}",
     )
