@@ -14,12 +14,13 @@ from quantscope.cli.report import told_of
 from quantscope.errors import CorruptFileError, MissingFileError, UsageError
 from quantscope.findings import complete
 from quantscope.language import language
+from quantscope.report.markdown import markdown
 from quantscope.report.page import html
 from quantscope.report.page.content import Chart, Page, Series, rounded
 from quantscope.report.page.render import data, in_script, table_of
 from quantscope.report.page.study import MOST_HEAVY, study_page
 from quantscope.report.study_json import dump
-from quantscope.results import EngineRow, EngineRun, OpRow, Study
+from quantscope.results import EngineRow, EngineRun, Interrupted, OpRow, Study
 from tests.unit import studies
 
 LIMIT = 6_000_000  # bytes of a page
@@ -176,8 +177,30 @@ def test_one_variant_only() -> None:
 
 
 def test_an_incomplete_study_says_so() -> None:
-    text = html(study_page(studies.long_study(), incomplete="3 of 8 batches: interrupted"))
-    assert '<p class="warning" role="alert">3 of 8 batches: interrupted</p>' in text
+    study = dataclasses.replace(studies.long_study(), interrupted=Interrupted("text", 3, 8))
+    text = html(study_page(study))
+    assert '<p class="warning" role="alert">Incomplete: interrupted after 3 of 8 batches of the text' in text
+    assert text.count("Incomplete: interrupted") == 1
+    assert "Incomplete: interrupted after 3 of 8 batches" in markdown(study)
+    assert "Incomplete: interrupted before the text" in html(
+        study_page(dataclasses.replace(study, interrupted=Interrupted("prompt", 1, 1)))
+    )
+
+
+def test_an_engine_is_shown_operation_by_operation() -> None:
+    ops = tuple(EngineRow(f"{tap}-{i}", 1e-3, 1e-6 * (i + 1), None) for i in range(2) for tap in ("ffn_out", "l_out"))
+    run = EngineRun("Q4_0", "llama.cpp", "1", True, "", None, ops[1::2], ops)
+    chart = charts(study_page(dataclasses.replace(studies.long_study(), engines=(run,))))["engine-operations-0"]
+    assert (chart.x, chart.y) == ([0, 1], ["ffn_out", "l_out"])
+    assert {f.name: f.z for f in chart.frames} == {"llama.cpp": [[1e-6, 2e-6]] * 2, "quantization": [[1e-3, 1e-3]] * 2}
+
+
+def test_the_floor_of_float32_stands_under_the_errors() -> None:
+    study = studies.long_study()
+    assert study.floor is not None
+    noted = dataclasses.replace(study, floor=dataclasses.replace(study.floor, layer_nmse=(1e-14, 3e-14)))
+    assert "3.0e−14" in charts(study_page(noted))["nmse"].note
+    assert charts(study_page(study))["nmse"].note == ""
 
 
 def test_japanese() -> None:
