@@ -72,18 +72,35 @@
     const shown = chart.logZ ? z.map((row) => row.map((v) => (v > 0 ? Math.log10(v) : null))) : z;
     const all = shown.flat().filter((v) => v !== null);
     const low = Math.min(...all), high = Math.max(...all);
-    const ticks = chart.logZ ? decades(low, high) : undefined;
+    const ticks = chart.logZ ? logTicks(low, high) : undefined;
     return [{
       type: "heatmap", x: chart.x.map(String), y: chart.y.map(plain), z: shown, customdata: z, zmin: low, zmax: high, colorscale: "Cividis", xgap: 1, ygap: 1,
-      colorbar: { title: { text: plain(chart.zTitle), side: "right" }, thickness: 12, outlinewidth: 0, tickvals: ticks, ticktext: ticks && ticks.map((t) => `10<sup>${t}</sup>`) },
+      colorbar: { title: { text: plain(chart.zTitle), side: "right" }, thickness: 12, outlinewidth: 0, tickvals: ticks, ticktext: ticks && ticks.map(power) },
       hovertemplate: `%{y}<br>${plain(chart.xTitle)} %{x}<br>${plain(chart.zTitle)} %{customdata:.3~g}<extra></extra>`,
     }];
   }
 
-  const decades = (low, high) => {
+  const NARROW = 1.7; // decades; below, powers of ten alone would be too few ticks
+  // Logarithms of round values between two logarithms: powers of ten, and 2 and 5 times these in a narrow range.
+  const logTicks = (low, high) => {
     const ticks = [];
-    for (let t = Math.ceil(low); t <= Math.floor(high); t += Math.max(1, Math.ceil((high - low) / 6))) ticks.push(t);
-    return ticks.length > 1 ? ticks : undefined; // within a decade Plotly chooses
+    const step = Math.max(1, Math.ceil((high - low) / 6));
+    for (let t = Math.floor(low); t <= high; t += step) {
+      for (const times of high - low < NARROW ? [1, 2, 5] : [1]) ticks.push(t + Math.log10(times));
+    }
+    return ticks.filter((t) => t >= low && t <= high);
+  };
+  // Of a logarithmic axis; over several decades Plotly's own ticks, one a decade, do.
+  const narrowTicks = (values) => {
+    const logs = values.filter((v) => v > 0).map(Math.log10);
+    const low = Math.min(...logs), high = Math.max(...logs);
+    if (!logs.length || high - low >= NARROW) return { dtick: Math.max(1, Math.ceil((high - low) / 8)) };
+    const ticks = logTicks(low - 0.3, high + 0.3);
+    return { tickvals: ticks.map((t) => 10 ** t), ticktext: ticks.map((t) => (Math.abs(t) < 3.5 ? String(+(10 ** t).toPrecision(1)) : power(t))) };
+  };
+  const power = (t) => {
+    const exponent = Math.floor(t + 1e-9), times = Math.round(10 ** (t - exponent));
+    return `${times === 1 ? "" : `${times}·`}10<sup>${String(exponent).replace("-", "−")}</sup>`;
   };
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;"); // Plotly reads some HTML in texts
   const faded = (colour, alpha) => {
@@ -93,14 +110,15 @@
 
   function layout(chart, box) {
     const ink = style("--ink"), soft = style("--soft"), grid = style("--grid");
-    const axis = (title, log) => ({
+    const axis = (title, log, values = []) => ({
       title: { text: plain(title), standoff: 8, font: { size: 12, color: soft } }, type: log ? "log" : undefined, gridcolor: grid, linecolor: grid,
-      zerolinecolor: grid, automargin: true, exponentformat: "power", dtick: log ? 1 : undefined, tickfont: { size: log ? 10 : 12 },
+      zerolinecolor: grid, automargin: true, exponentformat: "power", tickfont: { size: log ? 11 : 12 }, ...(log ? narrowTicks(values) : {}),
     });
+    const all = (coordinate) => (chart.series || []).flatMap((s) => s[coordinate]);
     const out = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: style("--font"), size: 12, color: ink },
       margin: { l: 12, r: 16, t: 12, b: 12 }, height: 340, showlegend: false, hovermode: chart.kind === "lines" && !chart.series.some((s) => s.style === "label") ? "x unified" : "closest",
-      hoverlabel: { bgcolor: style("--paper"), bordercolor: style("--line"), font: { color: ink } }, xaxis: axis(chart.xTitle, chart.logX), yaxis: axis(chart.yTitle, chart.logY),
+      hoverlabel: { bgcolor: style("--paper"), bordercolor: style("--line"), font: { color: ink } }, xaxis: axis(chart.xTitle, chart.logX, all("x")), yaxis: axis(chart.yTitle, chart.logY, all("y")),
     };
     if (chart.kind === "points") {
       const names = chart.series[0].x;
