@@ -77,6 +77,5 @@ STRINGS: Mapping[str, str] = {
     "Measured and predicted KL divergence": "実測と予測のKLダイバージェンス",
     "Types of the chosen recipe": "選ばれたレシピの型",
     "Bits per weight of every matrix": "各行列の重みあたりのビット数",
-    "bits per weight": "重みあたりのビット数",
     "quantscope recipe for {model}": "{model}のquantscopeレシピ",
 }

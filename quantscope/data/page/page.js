@@ -222,7 +222,7 @@
     const names = Object.keys(p.top).filter((name) => name !== data.original);
     names.forEach((name) => select.add(new Option(name, name)));
     const all = Object.values(p.kl).flat().filter((v) => v > 0).map(Math.log10).sort((a, b) => a - b);
-    const low = all.length ? all[Math.floor(all.length * 0.2)] : 0, high = all.length ? all[Math.floor(all.length * 0.995)] : 1;
+    const low = all.length ? all[Math.floor(all.length * 0.5)] : 0, high = all.length ? all[Math.floor(all.length * 0.995)] : 1;
     box.querySelector(".low").textContent = (10 ** low).toExponential(0);
     box.querySelector(".high").textContent = (10 ** high).toPrecision(2);
     box.querySelector(".scale").classList.toggle("hidden", !all.length);
