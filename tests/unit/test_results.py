@@ -110,6 +110,19 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any], where: str = 
     return out
 
 
+class TestLines:
+    def test_short_lists_stand_on_a_line_and_keep_their_content(self) -> None:
+        tokens = ['"', "\\", '",\n  1', "[", "]\n", "1,\n 2", "\ud800", ""]
+        top = {"F16": [[[piece, 0.5 + i] for i, piece in enumerate(tokens)]]}
+        kl = {"Q4_0": [1e-300, math.inf, -0.5]}
+        passage = results.Passage(9, (1, 2), tuple(tokens), (), (0, 0), (5, 6), kl, top)
+        study = dataclasses.replace(studies.study(), passage=passage)
+        text = dump(study)
+        assert json.loads(text) == json.loads(json.dumps(study.to_json()))
+        assert "[1e-300, null, -0.5]" in text
+        assert '["[", 3.5]' in text
+
+
 class TestSchema:
     def test_the_shipped_schema_fits_the_dataclasses(self) -> None:
         assert json.loads(PATH.read_text("utf-8")) == study_schema(), "run `python -m tools.study_schema`"
