@@ -13,10 +13,12 @@ from quantscope.kld_base import KldBase
 from quantscope.logit_stats import all_pairs, logit_stats
 from quantscope.meters import NEXT_FIELDS, Record, join_batches, tap_list
 from quantscope.model.taps import EMBD
+from quantscope.next_tokens import passage, top_tokens
 from quantscope.results import (
     STUDY_VERSION,
     BaseInfo,
     Generated,
+    Interrupted,
     LayerRow,
     LogitStats,
     ModelInfo,
@@ -35,16 +37,21 @@ from quantscope.variants import Candidate, Lineup
 Floats = NDArray[np.float64]
 
 
-def assemble(job: Job, records: Mapping[str, Sequence[Record]], provenance: dict[str, Any]) -> Study:
-    """The study of these stages' records; growth, flags and findings are added by ``findings.complete``."""
+def assemble(
+    job: Job, records: Mapping[str, Sequence[Record]], provenance: dict[str, Any], interrupted: Interrupted | None = None
+) -> Study:
+    """The study of these stages' records; growth, flags and findings are added by ``findings.complete``.
+
+    interrupted: some of the records are not there yet; the first batch of a prompt or a text must be.
+    """
     joined = {name: join_batches(parts) for name, parts in records.items()}
-    walks = [(s, joined[s.name]) for s in job.stages if s.name != "floor"]
+    walks = [(s, joined[s.name]) for s in job.stages if s.name in joined and s.name != "floor"]
     (first, table), (last, whole) = walks[0], walks[-1]  # the same one, unless there is a prompt and a text
     tokens = generated(job, table["next"][first.row(0) :], has_reference=first.has_reference)
-    prompt, text = job.inputs.prompt, job.inputs.text
+    prompt, text = job.inputs.prompt, job.inputs.text if last.labelled else None
     return Study(
         version=STUDY_VERSION,
-        original=base_name(job) if job.base else job.lineup.candidates[0].member.name if job.lineup.has_original else None,
+        original=base_name(job) if last.base else job.lineup.candidates[0].member.name if job.lineup.has_original else None,
         variants=_of_base(job, last, whole)
         + tuple(
             _variant(c, layer_rows(first, table, m), (tokens[m],), stats_of(last, whole, m), op_rows(last, whole, m))
@@ -56,9 +63,12 @@ def assemble(job: Job, records: Mapping[str, Sequence[Record]], provenance: dict
         text=text_info(text.info, whole) if text and isinstance(text.info, TextInfo) else None,
         notes=job.lineup.notes + (job.inputs.tokenizer.notes if job.inputs.tokenizer else ()),
         plan=last.plan,
-        floor=floor(joined["floor"]) if "floor" in joined else None,
+        floor=floor(job.stage("floor"), joined["floor"]) if "floor" in joined else None,
         paired=paired(last, whole),
-        base=base_info(job.base, whole) if job.base else None,
+        base=base_info(last.base, whole) if last.base else None,
+        interrupted=interrupted,
+        top=top_tokens(job, first, table),
+        passage=passage(job, last, whole),
     )
 
 
@@ -71,10 +81,10 @@ def base_name(job: Job) -> str:
 
 def _of_base(job: Job, stage: Stage, record: Record) -> tuple[Variant, ...]:
     """The original of which nothing but its log-probabilities is here."""
-    if job.base is None:
+    if stage.base is None:
         return ()
     stats = logit_stats(log_p=record["log_p"][0], n_positions=record["log_p"][0].size)
-    return (Variant(base_name(job), {}, None, None, logits=stats, path=str(job.base.path)),)
+    return (Variant(base_name(job), {}, None, None, logits=stats, path=str(stage.base.path)),)
 
 
 def base_info(base: KldBase, record: Record) -> BaseInfo:
@@ -143,9 +153,10 @@ def text_info(given: TextInfo, record: Record) -> TextInfo:
     return replace(given, n_chunks=n_chunks, n_scored=n_chunks * n_scored, n_chunks_given=given.n_chunks)
 
 
-def floor(record: Record) -> NumericalFloor:
+def floor(stage: Stage, record: Record) -> NumericalFloor:
     kl = record["kl"][1]
-    return NumericalFloor(float(kl.mean()), float(kl.max()), kl.size)
+    layers = tuple(row.nmse for row in layer_rows(stage, record, 1) if row.nmse is not None)
+    return NumericalFloor(float(kl.mean()), float(kl.max()), kl.size, layers)
 
 
 def _variant(

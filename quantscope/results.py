@@ -122,6 +122,18 @@ class OpRow:
 
 
 @dataclass(frozen=True)
+class KlHistogram:
+    """How many positions have which KL divergence: bin i holds 10^(low + i/per_decade) ≤ KL < 10^(low + (i+1)/per_decade) [nats]."""
+
+    low: float
+    per_decade: int
+    counts: tuple[int, ...]
+    below: int  # smaller ones, 0 among them
+    above: int  # larger ones, ∞ among them
+    nan: int = 0
+
+
+@dataclass(frozen=True)
 class LogitStats:
     """Logits of a variant against the original's, over ``n_positions`` positions: what llama-perplexity prints, and an interval.
 
@@ -173,6 +185,7 @@ class LogitStats:
     ppl_diff: float | None = None  # ppl − ppl of the original
     ppl_diff_se: float | None = None
     ln_ppl_cor: float | None = None  # correlation of −ln p(next token) with the original's
+    kl_histogram: KlHistogram | None = None
 
 
 @dataclass(frozen=True)
@@ -246,6 +259,39 @@ class TextInfo:
 
 
 @dataclass(frozen=True)
+class TopTokens:
+    """The most probable tokens after the prompt: the original's 20, then those that are only among a variant's own 5.
+
+    logits, probs, ranks: variant → one value for each id; None where it was not kept (an id outside the 20 of that variant's own and the
+    original's).
+    """
+
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    logits: dict[str, list[float | None]]
+    probs: dict[str, list[float | None]]
+    ranks: dict[str, list[int | None]]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The first scored positions of the text, one by one: the token there, what follows, and what each variant expects to follow.
+
+    kl_nats: variant → KL divergence from the original of the prediction after each token.  top: variant → [[piece, probability], …] of
+    the 5 most probable next tokens, for each position.
+    """
+
+    n_positions: int  # scored in all
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    next: tuple[str, ...]  # the text of the token that follows
+    chunk: tuple[int, ...]
+    position: tuple[int, ...]  # in the chunk
+    kl_nats: dict[str, list[float]]
+    top: dict[str, list[list[list[Any]]]]
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """What the studied model is."""
 
@@ -291,6 +337,16 @@ class NumericalFloor:
     kl_nats: float  # mean
     kl_nats_max: float
     n_positions: int
+    layer_nmse: tuple[float, ...] = ()  # of each layer's output, float32 against float64
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """How far a study had come that was not finished."""
+
+    stage: str  # "prompt" or "text"
+    n_done: int  # batches of it
+    n_batches: int
 
 
 @dataclass(frozen=True)
@@ -333,7 +389,8 @@ class EngineRun:
     agrees: bool | None = None  # every tap within the floor that its arithmetic predicts; None when it failed
     answer: str | None = None  # where it parts from the reference, or that it does not
     failure: str | None = None  # in the engine's own words
-    rows: tuple[EngineRow, ...] = ()
+    rows: tuple[EngineRow, ...] = ()  # layer outputs and logits
+    ops: tuple[EngineRow, ...] = ()  # every tap, in the order of the graph
 
 
 @dataclass(frozen=True)
@@ -354,6 +411,9 @@ class Study:
     paired: tuple[Paired, ...] = ()  # every two variants
     engines: tuple[EngineRun, ...] = ()  # of other engines on the files, where asked for
     base: BaseInfo | None = None  # where the original is a file of log-probabilities; then nothing else is known of it
+    interrupted: Interrupted | None = None  # None: all of the study is here
+    top: TopTokens | None = None  # after the prompt, or after the text's first chunk
+    passage: Passage | None = None  # of the text, or of the prompt where there is no text
 
     def neighbours(self) -> tuple[Paired, ...]:
         """The comparisons of neighbours in the order of their KL divergence, from the original on: b is the one farther away."""

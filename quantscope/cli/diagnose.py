@@ -105,6 +105,8 @@ def show(d: Diagnosis, out: Path | None, *, every: bool, json: bool) -> None:
     from quantscope.diagnose.answer import answer
     from quantscope.language import say
     from quantscope.report.diagnosis import document, markdown, notes, tables
+    from quantscope.report.page import html
+    from quantscope.report.page.diagnosis import diagnosis_page
     from quantscope.report.prose import Prose
     from quantscope.report.text import grid
 
@@ -118,7 +120,7 @@ def show(d: Diagnosis, out: Path | None, *, every: bool, json: bool) -> None:
     parts += [Text(), *(Prose(f"• {note}", style="dim") for note in notes(d))]
     screen.print(Group(*parts))  # type: ignore[arg-type]
     if out is not None:
-        written = write_files(out, {"diagnosis.md": markdown(d)})
-        console(sys.stderr).print(f"Wrote {written[0]}.", markup=False, soft_wrap=True)
+        written = write_files(out, {"diagnosis.html": html(diagnosis_page(d)), "diagnosis.md": markdown(d)})
+        console(sys.stderr).print(f"Wrote {' and '.join(str(p) for p in written)}.", markup=False, soft_wrap=True)
     if json:
         print_document(document(d))

@@ -73,6 +73,10 @@ class Places:
         return self.recipe.with_name(f"{self.recipe.stem}.tensor-types.txt")
 
     @property
+    def page(self) -> Path:
+        return self.recipe.with_suffix(".html")
+
+    @property
     def imatrix(self) -> Path:
         return self.recipe.with_name(f"{self.recipe.stem}.imatrix.gguf")
 
@@ -117,8 +121,8 @@ def recipe(
         found, catalog, weighing = _found(whole, weights, target, wanted, text, ctx, chunks, imatrix)
     finally:
         source.close()
-    made = _write(found, catalog, weighing if imatrix is None else None, places)
     with language(lang.value):
+        made = _write(found, catalog, weighing if imatrix is None else None, places, model)
         show(found, made, model, text, imatrix, places, json=json)
     if quantized is not None:
         with redirect_stdout(sys.stderr) if json else nullcontext():
@@ -164,7 +168,10 @@ def _check_correction(correct: str | None, quantized: Path | None, imatrix: Path
 
 def _check_places(places: Places, read: Sequence[Path]) -> None:
     """UsageError before minutes of work: for outputs without a folder, that are an input, or each other."""
-    written = {"-o": (places.recipe, places.lines, places.imatrix), "--quantized": (places.quantized,) if places.quantized else ()}
+    written = {
+        "-o": (places.recipe, places.lines, places.page, places.imatrix),
+        "--quantized": (places.quantized,) if places.quantized else (),
+    }
     seen: list[Path] = []
     for option, path in ((option, path) for option, paths in written.items() for path in paths):
         folder = path.absolute().parent
@@ -181,7 +188,7 @@ def _check_target(model: Original, places: Places) -> None:
     """Neither output is a file of the model, which may be a folder."""
     from quantscope.remedy.export import check_target
 
-    for path in (places.recipe, places.lines, places.imatrix, *([places.quantized] if places.quantized else [])):
+    for path in (places.recipe, places.lines, places.page, places.imatrix, *([places.quantized] if places.quantized else [])):
         check_target(model, path)
 
 
@@ -239,18 +246,21 @@ class _Steps:
         self.monitor.step(what, done, "")
 
 
-def _write(found: Found, catalog: Catalog, imatrix: Imatrix | None, places: Places) -> Recipe:
-    """recipe.json and the lines for llama-quantize, both or none; and the importance matrix, where it was not given."""
+def _write(found: Found, catalog: Catalog, imatrix: Imatrix | None, places: Places, model: str) -> Recipe:
+    """recipe.json, the lines for llama-quantize and the page, all or none; and the importance matrix, where it was not given."""
     from json import dumps
 
     from quantscope.cli.output import write_files
     from quantscope.imatrix import write_imatrix
     from quantscope.remedy.recipe import as_recipe, type_lines
+    from quantscope.report.page import html
+    from quantscope.report.page.remedies import recipe_page
 
     made = as_recipe(found.chosen, catalog)
     if imatrix is not None:
         write_imatrix(places.imatrix, imatrix)
     texts = {places.recipe.name: dumps(made.document(), ensure_ascii=False, indent=1) + "\n", places.lines.name: type_lines(made)}
+    texts[places.page.name] = html(recipe_page(found, Path(model).name))
     write_files(places.recipe.absolute().parent, texts)
     return made
 
@@ -270,7 +280,7 @@ def show(found: Found, made: Recipe, model: str, text: Path, imatrix: Path | Non
     said = (Prose(f"• {note}", style="dim") for note in notes(found))
     on.print(Group(Prose(answer(found), style="bold"), *drawn, RichText(), *said))
     wrote = console(sys.stderr)
-    for path in (places.recipe, places.lines, *(() if imatrix else (places.imatrix,))):
+    for path in (places.recipe, places.lines, places.page, *(() if imatrix else (places.imatrix,))):
         wrote.print(f"Wrote {printable(str(path))}.", markup=False, soft_wrap=True)
     if json:
         from quantscope.cli.output import print_document

@@ -156,9 +156,12 @@ def _write(out: Path, found: Sensitivity, model: str, data: dict[str, Any]) -> N
 
     from quantscope.cli.console import console
     from quantscope.cli.output import write_files
+    from quantscope.report.page import html
+    from quantscope.report.page.remedies import sensitivity_page
     from quantscope.report.sensitivity import markdown
     from quantscope.wording import printable
 
     files = {"sensitivity.json": dumps(data, ensure_ascii=False, indent=1) + "\n", "sensitivity.md": markdown(found, model)}
+    files["sensitivity.html"] = html(sensitivity_page(found, model))
     for path in write_files(out, files):
         console(sys.stderr).print(f"Wrote {printable(str(path))}.", markup=False, soft_wrap=True)

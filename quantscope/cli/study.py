@@ -184,8 +184,11 @@ def study_and_show(options: StudyOptions, out: Path, json: bool, *, keep: bool =
     from quantscope.findings import told
     from quantscope.language import language
     from quantscope.report.markdown import markdown
+    from quantscope.report.page import html
+    from quantscope.report.page.study import study_page
     from quantscope.report.study_json import dump
     from quantscope.report.text import render
+    from quantscope.wording import listed
 
     check_folder(out)
     from quantscope.study import run_study  # after the checks that need no torch
@@ -197,11 +200,11 @@ def study_and_show(options: StudyOptions, out: Path, json: bool, *, keep: bool =
     human = console(sys.stderr if json else sys.stdout)
     with language(lang.value):
         shown = told(done)
-        written = write_files(out, {"report.md": markdown(shown), "study.json": document})
+        written = write_files(out, {"report.html": html(study_page(shown)), "report.md": markdown(shown), "study.json": document})
         human.print(render(shown, human.width, full=str(out / "report.md")))
     if json:
         sys.stdout.write(document)
-    console(sys.stderr).print(f"\nWrote {' and '.join(str(p) for p in written)}.", markup=False, soft_wrap=True)
+    console(sys.stderr).print(f"\nWrote {listed(str(p) for p in written)}.", markup=False, soft_wrap=True)
     if any(run.failure for run in done.engines):
         return FAILED
     return DIVERGED if any(run.agrees is False for run in done.engines) else 0

@@ -21,13 +21,16 @@ CONVICTED_ROWS = 12  # rows of the replay that are shown
 
 def tables(d: Diagnosis, *, every: bool = False) -> list[Table]:
     """Evidence, convicted operations, taps, the split, the ledger; those that there are."""
-    found = [evidence_table(d)]
-    if d.causes is not None:
-        found += [convicted_table(d.causes)] if d.causes.replayed is not None and d.causes.replayed.those("convicted") else []
-        found += [candidates_table(d.causes)] if d.causes.searched is not None and d.causes.searched.candidates else []
+    found = [evidence_table(d), *([] if d.causes is None else cause_tables(d.causes))]
     found += [taps_table(d.comparison, every=every)] if d.comparison is not None else []
     found += [split_table(d.split)] if d.split else []
     return [*found, ledger_table(d.ledger)]
+
+
+def cause_tables(c: Causes) -> list[Table]:
+    """Convicted operations and explaining faults; those that there are."""
+    found = [convicted_table(c)] if c.replayed is not None and c.replayed.those("convicted") else []
+    return found + ([candidates_table(c)] if c.searched is not None and c.searched.candidates else [])
 
 
 _CONCLUSIONS = {"agrees": mark("agrees"), "differs": mark("{mark} differs"), "not measured": mark("not measured")}

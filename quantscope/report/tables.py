@@ -26,8 +26,30 @@ def sections(study: Study) -> list[Section]:
 
 def header(study: Study) -> list[str]:
     """What was studied, one line each."""
-    lines = _model_line(study), _prompt_line(study), _text_line(study), _plan_line(study), _floor_line(study), _base_line(study)
+    lines = (
+        interrupted(study),
+        _model_line(study),
+        _prompt_line(study),
+        _text_line(study),
+        _plan_line(study),
+        _floor_line(study),
+        _base_line(study),
+    )
     return [line for line in lines if line]
+
+
+def interrupted(study: Study) -> str:
+    """That the study is incomplete, and how far it had come."""
+    i = study.interrupted
+    if i is None:
+        return ""
+    if i.stage == "prompt":
+        return say("Incomplete: interrupted before the text. Only the prompt's figures are here; the same command goes on.")
+    return say(
+        "Incomplete: interrupted after {done} of {batches} of the text, which the figures are over; the same command goes on.",
+        done=f"{i.n_done:,}",
+        batches=count(i.n_batches, "batch", "batches"),
+    )
 
 
 def _model_line(study: Study) -> str:

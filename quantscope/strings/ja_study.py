@@ -222,4 +222,16 @@ STRINGS: Mapping[str, str] = {
     "of original": "元モデル比",
     "bits/weight": "ビット/重み",
     "tensors by type": "型ごとのテンソル数",
+    # an interrupted study
+    "Incomplete: interrupted before the text. Only the prompt's figures are here; the same command goes on.": (
+        "未完了：テキストの処理に入る前に中断された。プロンプトの数値だけを示す。同じコマンドで続きから再開する。"
+    ),
+    "Incomplete: interrupted after {done} of {batches} of the text, which the figures are over; the same command goes on.": (
+        "未完了：テキストの{batches}のうち{done}を終えたところで中断された。数値はその分だけに基づく。同じコマンドで続きから再開する。"
+    ),
+    # the page
+    "Rounding in float32 makes an NMSE of {nmse} at most by itself: a line down there means nothing.": (
+        "float32の丸めだけで生じるNMSEは最大{nmse}である。これより小さい値に意味はない。"
+    ),
+    "{engine} on {name}: every operation in every layer": "{name}上の{engine}：全層の全演算",
 }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantscope.logit_stats import MIN_CHUNKS, all_pairs, half_width, logit_stats, mean_and_se, paired, relative_half_width
+from quantscope.logit_stats import MIN_CHUNKS, all_pairs, half_width, kl_histogram, logit_stats, mean_and_se, paired, relative_half_width
 
 Floats = NDArray[np.float64]
 C, P = 6, 40
@@ -69,6 +69,18 @@ def test_percentiles_are_linear_between_neighbours(n_chunks: int) -> None:
         for name, percent in wanted.items():
             assert getattr(s, f"{prefix}_{name}") == pytest.approx(np.percentile(values, percent), rel=1e-12), (prefix, name)
     assert logit_stats(n_positions=1, kl=KL[:1, :1]).kl_nats_p95 == KL[0, 0]
+
+
+def test_the_histogram_counts_every_position_once() -> None:
+    special = np.array([0.0, -1e-9, 1e-11, 1e-10, 99.0, 100.0, np.inf, np.nan])
+    h = kl_histogram(np.concatenate([KL.ravel(), special])[None])
+    assert (h.below, h.above, h.nan) == (3 + int((KL < 1e-10).sum()), 2, 1)
+    assert sum(h.counts) + h.below + h.above + h.nan == KL.size + special.size
+    for i, n in enumerate(h.counts):
+        low, high = (10 ** (h.low + (i + k) / h.per_decade) for k in (0, 1))
+        near = np.concatenate([KL.ravel(), special])
+        assert n == int(((near >= low * (1 - 1e-12)) & (near < high * (1 - 1e-12))).sum()), i
+    assert logit_stats(n_positions=C * P, kl=KL).kl_histogram == kl_histogram(KL)
 
 
 def test_what_is_not_given_is_not_said() -> None:

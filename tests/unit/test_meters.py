@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from quantscope import meters as module
 from quantscope import metrics
 from quantscope.images import Images, Requantized
 from quantscope.lockstep import Member, Slices, walk
-from quantscope.meters import NEXT_FIELDS, BatchMeter, Record, join_batches, join_groups, tap_list
+from quantscope.meters import N_CHOICES, N_LIKELY, NEXT_FIELDS, BatchMeter, Record, join_batches, join_groups, tap_list
 from quantscope.model.forward import forward
 from quantscope.model.taps import Recorder
 from quantscope.qtypes import QTYPES
@@ -78,6 +79,36 @@ def test_the_next_token_is_the_one_after_the_first_chunk(members: list[Member]) 
     assert "next" not in record(members, slice(2, 4))
 
 
+def test_the_choices_after_the_first_chunk(members: list[Member]) -> None:
+    r = record(members)["choices"]
+    ref = logits(members[0])[0, -1].double()
+    originals = ref.topk(N_CHOICES).indices
+    for m, member in enumerate(members):
+        own = logits(member)[0, -1].double()
+        best = own.topk(N_CHOICES)
+        assert r[m, :, 0].tolist() == best.indices.tolist()
+        torch.testing.assert_close(torch.tensor(r[m, :, 1]), best.values, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(torch.tensor(r[m, :, 2]), own.softmax(-1)[best.indices], rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(torch.tensor(r[m, :, 3]), own[originals], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(torch.tensor(r[m, :, 4]), own.softmax(-1)[originals], rtol=1e-4, atol=1e-9)
+        assert r[m, :, 5].tolist() == [1 + int((own > own[i]).sum()) for i in originals]
+    assert np.isnan(record(members, has_reference=False)["choices"][:, :, 3:]).all()
+    assert "choices" not in record(members, slice(2, 4))
+
+
+@pytest.mark.parametrize("shown", [400, 7])
+def test_what_is_likely_at_the_first_positions(members: list[Member], monkeypatch: pytest.MonkeyPatch, shown: int) -> None:
+    """Across slices of positions (7) and of the vocabulary (100)."""
+    monkeypatch.setattr(module, "SHOWN", shown)
+    r = record(members)["likely"]
+    assert r.shape == (3, min(shown, 4 * (LAST - FIRST)), N_LIKELY, 2)
+    for m, member in enumerate(members):
+        own = logits(member)[:, FIRST:LAST].flatten(0, 1)[:shown]
+        best = own.topk(N_LIKELY)
+        assert (torch.tensor(r[m, :, :, 0]) == best.indices).float().mean() > 0.98  # slices may round a tie otherwise
+        torch.testing.assert_close(torch.tensor(r[m, :, :, 1]), own.double().softmax(-1).topk(N_LIKELY).values, rtol=1e-4, atol=1e-9)
+
+
 def test_taps_are_measured_beside_the_originals(members: list[Member]) -> None:
     r = record(members)
     names = tap_list(members[0].weights.config)
@@ -108,7 +139,7 @@ def test_batches_join_to_the_whole(members: list[Member]) -> None:
     whole = record(members)
     joined = join_batches([record(members, slice(0, 2)), record(members, slice(2, 4))])
     assert joined.keys() == whole.keys()
-    for key in ("kl", "log_p", "same_top", "next"):
+    for key in ("kl", "log_p", "same_top", "next", "choices"):
         np.testing.assert_allclose(joined[key], whole[key], rtol=1e-4, atol=1e-7)  # slices of the head cross chunks
     np.testing.assert_allclose(joined["taps"], whole["taps"], rtol=1e-9, atol=1e-12)
 
@@ -129,5 +160,5 @@ def test_groups_with_different_originals_do_not_join(members: list[Member]) -> N
 
 
 def test_what_is_not_asked_for_is_not_there(members: list[Member]) -> None:
-    assert record(members, labelled=False).keys() == {"taps", "kl", "same_top", "next"}
-    assert record(members, has_reference=False).keys() == {"taps", "log_p", "next"}
+    assert record(members, labelled=False).keys() == {"taps", "kl", "same_top", "next", "choices", "likely"}
+    assert record(members, has_reference=False).keys() == {"taps", "log_p", "next", "choices", "likely"}

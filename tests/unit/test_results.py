@@ -93,6 +93,19 @@ def violations(data: Any) -> list[str]:
     return sorted(f"/{'/'.join(map(str, e.absolute_path))}: {e.message}" for e in validator.iter_errors(data))
 
 
+class TestLines:
+    def test_short_lists_stand_on_a_line_and_keep_their_content(self) -> None:
+        tokens = ['"', "\\", '",\n  1', "[", "]\n", "1,\n 2", "\ud800", ""]
+        top = {"F16": [[[piece, 0.5 + i] for i, piece in enumerate(tokens)]]}
+        kl = {"Q4_0": [1e-300, math.inf, -0.5]}
+        passage = results.Passage(9, (1, 2), tuple(tokens), (), (0, 0), (5, 6), kl, top)
+        study = dataclasses.replace(studies.study(), passage=passage)
+        text = dump(study)
+        assert json.loads(text) == json.loads(json.dumps(study.to_json()))
+        assert "[1e-300, null, -0.5]" in text
+        assert '["[", 3.5]' in text
+
+
 class TestSchema:
     def test_the_shipped_schema_fits_the_dataclasses(self) -> None:
         assert json.loads(PATH.read_text("utf-8")) == study_schema(), "run `python -m tools.study_schema`"
@@ -117,7 +130,7 @@ class TestSchema:
     def test_every_field_is_documented(self) -> None:
         text = DOCUMENT.read_text("utf-8")
         kinds = [k for k in vars(results).values() if dataclasses.is_dataclass(k) and k is not results.StudyOptions]
-        assert len(kinds) == 17
+        assert len(kinds) == 21
         missing = [f"{k.__name__}.{f.name}" for k in kinds for f in dataclasses.fields(k) if f"`{f.name}`" not in text]
         assert missing == []
 
