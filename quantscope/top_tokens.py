@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,7 +30,7 @@ class TopTokens:
     def add(self, positions: NDArray[np.int64], rows: NDArray[np.int64], v0: int, members: Sequence[Tensor]) -> None:
         """Rows of logits [·,dv] of each member, of the ids v0 … v0 + dv − 1, for these positions; ids come in rising order."""
         for m, x in enumerate(members):
-            wanted = x if len(rows) == len(x) else x[rows]
+            wanted = x if len(rows) == len(x) else x[torch.from_numpy(rows).to(x.device)]
             own = (wanted if wanted.dtype.itemsize == 8 else wanted.float()).detach().cpu().contiguous().numpy()
             _keep_largest(own, positions, v0, self.logits[m], self.ids[m])
 
