@@ -151,6 +151,7 @@ class BatchMeter:
             out["mass"] = self._scored("mass")
         return out
 
+    @np.errstate(invalid="ignore", over="ignore")  # a broken variant has no distribution: NaN
     def _top_log_p(self) -> NDArray[np.float32]:
         """ln p of the largest logits, x − ln Σ eˣ; a base's are that already."""
         lse = self._scored("lse").reshape(self.n_rows, -1)[:, : self.n_shown]
