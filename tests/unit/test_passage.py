@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -161,3 +162,18 @@ def test_small_vocabularies_and_nan() -> None:
     assert t.ids == (1, 0, 2)
     assert t.ranks["b"] == (2, 1, 3)
     assert t.probs["b"] == (0.5, 0.5, 0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_broken_variant_has_no_most_probable_tokens(options: StudyOptions, tmp_path: Path) -> None:
+    broken = make_gguf(tmp_path / "broken.gguf", n_layer=1, seed=3, edit={"output_norm.weight": np.full(64, 3e38, np.float32)})
+    done = run_study(dataclasses.replace(options, models=(options.models[0], str(broken)), types=(), ref=options.models[0]))
+    p = passage_of(done)
+    assert p.top["broken"] == ((),) * len(p.ids)
+    assert np.isnan(p.kl_nats["broken"]).all()
+    histogram = done.variant("broken").logits.kl_histogram  # type: ignore[union-attr]
+    assert histogram is not None
+    assert (histogram.nan, sum(histogram.counts)) == (4 * SCORED, 0)
+    again = passage_of(Study.from_json(done.to_json()))
+    assert again.top == p.top
+    assert np.isnan(again.kl_nats["broken"]).all()
