@@ -34,11 +34,12 @@ test-long: $(VENV)/.dev  ## the tests that take half a minute each: clusters, co
 test-slow: $(VENV)/.dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
-check: $(VENV)/.dev  ## formatting, lint, types, import order
+check: $(VENV)/.dev  ## formatting, lint, types, import order, catalogue of sentences
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m tools.check_imports
+	$(BIN)/python -m tools.check_catalogue
 
 format: $(VENV)/.dev  ## apply formatting and safe lint fixes
 	$(BIN)/ruff format .

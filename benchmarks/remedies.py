@@ -28,6 +28,7 @@ from torch import Tensor
 from benchmarks.measure import machine
 from quantscope.cli.demo import MODEL, bundled
 from quantscope.engines.llama_session import LlamaSession
+from quantscope.errors import UsageError
 from quantscope.metrics import kl_nats
 from quantscope.model.forward import forward
 from quantscope.quants.codes import LAYOUTS
@@ -98,7 +99,7 @@ def files(
     whole, weights = original(source), Weights(source, keep=True)
     ids, elsewhere = calibration(source, weights.config, text, n_ctx)
     start = time.perf_counter()
-    plain_types, types = (choose_types(whole, Recipe(preset), [], imatrix=with_imatrix) for with_imatrix in (False, True))
+    types = choose_types(whole, Recipe(preset), [], imatrix=True)
     wanted = {name: qtype for name, qtype in types.types.items() if qtype.name in LAYOUTS}
     done = correct(weights, wanted, ids, elsewhere, methods=methods)
     seconds = time.perf_counter() - start
@@ -109,7 +110,11 @@ def files(
         return None if found is None else found.numpy()
 
     paths = {kind: folder / f"{preset}-{kind}.gguf" for kind in ("plain", "imatrix", "corrected")}
-    export(whole, paths["plain"], plain_types.types, plain_types.file_type)
+    try:
+        plain_types = choose_types(whole, Recipe(preset), [], imatrix=False)
+        export(whole, paths["plain"], plain_types.types, plain_types.file_type)
+    except UsageError:  # llama-quantize refuses such few bits without an importance matrix, too
+        del paths["plain"]
     export(whole, paths["imatrix"], types.types, types.file_type, importance=importance)
     export(whole, paths["corrected"], types.types, types.file_type, importance=importance, **done.arrays())
     kept = {method: [row.kept for row in done.rows if row.correction == method] for method in methods}
@@ -134,7 +139,7 @@ def line(row: Mapping[str, Any]) -> str:
     r, low, high = row["ratio"]
     target = f"≤ {TARGETS[row['preset']]:.2f}" if row["by"] == "llama.cpp" and row["preset"] in TARGETS else ""
     cells = [row["model"], row["preset"], row["correct"], row["by"], f"{row['bytes']['corrected']:,}"]
-    cells += [f"{row['kl'][kind]:.3g}" for kind in ("plain", "imatrix", "corrected")]
+    cells += [f"{row['kl'][kind]:.3g}" if kind in row["kl"] else "–" for kind in ("plain", "imatrix", "corrected")]
     return f"| {' | '.join([*cells, f'{r:.3f} ({low:.3f} … {high:.3f})' + (' worse' if low > 1 else ''), target])} |"
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from quantscope.errors import CorruptFileError, UnsupportedVersionError
-from quantscope.wording import count, size
+from quantscope.language import say
+from quantscope.phrases import count, size
 
 STUDY_VERSION = 1
 DEFAULT_TYPES = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
@@ -277,10 +278,17 @@ class PlanInfo:
     memory_bytes: int  # the bound
 
     def sentence(self, n_ctx: int) -> str:
-        return (
-            f"{count(self.n_batches, 'batch', 'batches')} of {count(self.chunks_per_batch, 'chunk')} of {n_ctx:,} tokens, "
-            f"{count(self.chunks_per_slice, 'chunk')} at a time through a layer, logits of {count(self.positions_per_slice, 'position')} × "
-            f"{self.ids_per_slice:,} ids at a time; about {size(self.planned_bytes)} of memory planned (bound: {size(self.memory_bytes)})"
+        return say(
+            "{batches} of {chunks} of {n_ctx} tokens, {slice} at a time through a layer, logits of {positions} × {ids} ids at a time; "
+            "about {planned} of memory planned (bound: {bound})",
+            batches=count(self.n_batches, "batch", "batches"),
+            chunks=count(self.chunks_per_batch, "chunk"),
+            n_ctx=f"{n_ctx:,}",
+            slice=count(self.chunks_per_slice, "chunk"),
+            positions=count(self.positions_per_slice, "position"),
+            ids=f"{self.ids_per_slice:,}",
+            planned=size(self.planned_bytes),
+            bound=size(self.memory_bytes),
         )
 
 

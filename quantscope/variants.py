@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quantscope.errors import ShapeError, UsageError, VocabularyError
 from quantscope.images import Images, Requantized
+from quantscope.language import english
 from quantscope.lockstep import Member
 from quantscope.plan import Types, plan_of
 from quantscope.qtypes import QuantType
@@ -117,18 +118,26 @@ def _unquantized(weights: Weights) -> bool:
 def _notes(files: dict[str, Weights], uncompared: bool, quantizing: bool) -> list[str]:
     notes = []
     if uncompared:
-        notes.append("No original: no file is the only unquantized one, so errors and KL divergence are missing. Name it with `--ref`.")
+        notes.append(
+            english("No original: no file is the only unquantized one, so errors and KL divergence are missing. Name it with `--ref`.")
+        )
     for path, w in files.items():
         if quantizing and not _unquantized(w):
             notes.append(
-                f"{path} is already quantized: the variants are quantized from its values, so that both errors add up. "
-                f"Use an F16, BF16 or F32 file for figures that hold for published quantizations."
+                english(
+                    "{path} is already quantized: the variants are quantized from its values, so that both errors add up. Use an F16, BF16 "
+                    "or F32 file for figures that hold for published quantizations.",
+                    path=path,
+                )
             )
         if w.unused:
             named = ", ".join(w.unused[:5]) + (" …" if len(w.unused) > 5 else "")
-            notes.append(f"{path}: {len(w.unused)} tensors are not used by the reference forward: {named}.")
+            notes.append(
+                english("{path}: {n} tensors are not used by the reference forward: {names}.", path=path, n=len(w.unused), names=named)
+            )
         if w.config.ignored_keys:
-            notes.append(f"{path}: metadata keys not known to the reference forward: {', '.join(w.config.ignored_keys)}.")
+            ignored = ", ".join(w.config.ignored_keys)
+            notes.append(english("{path}: metadata keys not known to the reference forward: {names}.", path=path, names=ignored))
     return notes
 
 

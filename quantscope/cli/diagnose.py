@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantscope.cli.lang import Lang, LangOption
 from quantscope.cli.study import parse_ids
 from quantscope.cli.trace import KV, DtypeName, Threads
 from quantscope.errors import UsageError
@@ -64,6 +65,7 @@ def diagnose(
     quick: Quick = False,
     all_taps: All = False,
     json: Json = False,
+    lang: LangOption = Lang.en,
 ) -> int:
     """Say why an engine's output differs: the quantization, the engine, the file or the prompt; with the operation and the likely fault.
 
@@ -76,18 +78,20 @@ def diagnose(
         raise UsageError("--prompt and --tokens both say what was run, expected one of them. Leave one out.")
     from quantscope.diagnose.diagnosis import judge
     from quantscope.engines import ENGINES
+    from quantscope.language import language
 
     ids = None if tokens is None else tuple(parse_ids(tokens))
-    if against in ENGINES:
-        if first_batch is not None:
-            raise UsageError(f"--first-batch: {against} is run in one batch, expected it with a trace only. Leave it out.")
-        cases = _run(model, against, original, prompt, ids, kv.value, dtype.value, threads, out, quick)
-    else:
-        cases = [_given(model, against, original, prompt, ids, first_batch)]
-    d = judge(cases[0])
-    if len(cases) > 1 and d.verdict != "engine":  # only a probe shows it
-        d = judge(cases[1])
-    show(d, out, every=all_taps, json=json)
+    with language(lang.value):
+        if against in ENGINES:
+            if first_batch is not None:
+                raise UsageError(f"--first-batch: {against} is run in one batch, expected it with a trace only. Leave it out.")
+            cases = _run(model, against, original, prompt, ids, kv.value, dtype.value, threads, out, quick)
+        else:
+            cases = [_given(model, against, original, prompt, ids, first_batch)]
+        d = judge(cases[0])
+        if len(cases) > 1 and d.verdict != "engine":  # only a probe shows it
+            d = judge(cases[1])
+        show(d, out, every=all_taps, json=json)
     return {"within": 0, "not comparable": NOT_COMPARABLE}.get(d.verdict, FOUND)
 
 
@@ -136,17 +140,19 @@ def show(d: Diagnosis, out: Path | None, *, every: bool, json: bool) -> None:
     from quantscope.cli.console import console
     from quantscope.cli.output import print_document, write_files
     from quantscope.diagnose.answer import answer
+    from quantscope.language import say
     from quantscope.report.diagnosis import document, markdown, notes, tables
+    from quantscope.report.prose import Prose
     from quantscope.report.text import grid
 
     screen = console(sys.stderr if json else sys.stdout)
-    parts: list[object] = [Text(answer(d), style="bold")]
-    parts += [Text(), *(Text(f"• {s}") for s in d.about_logits)] if d.about_logits else []
-    parts += [Text(), Text(f"RoPE: {d.turned}")] if d.turned else []
+    parts: list[object] = [Prose(answer(d), style="bold")]
+    parts += [Text(), *(Prose(f"• {s}") for s in d.about_logits)] if d.about_logits else []
+    parts += [Text(), Prose(say("RoPE: {verdict}", verdict=d.turned))] if d.turned else []
     for table in tables(d, every=every):
         parts += grid(table, screen.width, "--json")
-    parts += [Text(), Text("Next", style="bold cyan"), *(Text(f"• {s}") for s in d.next_steps)] if d.next_steps else []
-    parts += [Text(), *(Text(f"• {note}", style="dim") for note in notes(d))]
+    parts += [Text(), Text(say("Next"), style="bold cyan"), *(Prose(f"• {s}") for s in d.next_steps)] if d.next_steps else []
+    parts += [Text(), *(Prose(f"• {note}", style="dim") for note in notes(d))]
     screen.print(Group(*parts))  # type: ignore[arg-type]
     if out is not None:
         written = write_files(out, {"diagnosis.md": markdown(d)})

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantscope.cli.lang import Lang, LangOption
 from quantscope.cli.quantize import check_one_importance, parse_methods, quantize
 from quantscope.cli.sensitivity import parse_types
 from quantscope.cli.study import parse_memory
@@ -87,6 +88,7 @@ def recipe(
     quantized: Quantized = None,
     correct: Correct = None,
     json: Json = False,
+    lang: LangOption = Lang.en,
 ) -> None:
     """Find the types of all tensors that give the lowest KL divergence for a size, or the smallest size for a KL divergence.
 
@@ -96,6 +98,7 @@ def recipe(
     Writes recipe.json, which `quantscope quantize --recipe` reads, and beside it a file for `llama-quantize --tensor-type-file` and the
     importance matrix that was used.
     """
+    from quantscope.language import language
     from quantscope.remedy.original import original
     from quantscope.sources.resolve import open_source
     from quantscope.weights import Weights
@@ -112,7 +115,8 @@ def recipe(
     finally:
         source.close()
     made = _write(found, catalog, weighing if imatrix is None else None, places)
-    show(found, made, model, text, imatrix, places, json=json)
+    with language(lang.value):
+        show(found, made, model, text, imatrix, places, json=json)
     if quantized is not None:
         with redirect_stdout(sys.stderr) if json else nullcontext():
             if correct is not None:
@@ -253,14 +257,15 @@ def show(found: Found, made: Recipe, model: str, text: Path, imatrix: Path | Non
     from rich.text import Text as RichText
 
     from quantscope.cli.console import console
+    from quantscope.report.prose import Prose
     from quantscope.report.recipe import answer, document, notes, tables
     from quantscope.report.text import grid
     from quantscope.wording import printable
 
     on = console(sys.stderr if json else sys.stdout)
     drawn = [part for table in tables(found) for part in grid(table, on.width)]
-    said = (RichText(f"• {note}", style="dim") for note in notes(found))
-    on.print(Group(RichText(answer(found), style="bold"), *drawn, RichText(), *said))
+    said = (Prose(f"• {note}", style="dim") for note in notes(found))
+    on.print(Group(Prose(answer(found), style="bold"), *drawn, RichText(), *said))
     wrote = console(sys.stderr)
     for path in (places.recipe, places.lines, *(() if imatrix else (places.imatrix,))):
         wrote.print(f"Wrote {printable(str(path))}.", markup=False, soft_wrap=True)

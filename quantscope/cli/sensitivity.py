@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantscope.cli.lang import Lang, LangOption
 from quantscope.errors import UnsupportedTypeError, UsageError
 
 if TYPE_CHECKING:
@@ -45,12 +46,14 @@ def sensitivity(
     imatrix: ImatrixFile = None,
     out: Out = None,
     json: Json = False,
+    lang: LangOption = Lang.en,
 ) -> None:
     """Predict how much the KL divergence grows when one matrix alone is stored in a coarser type, for every matrix and type.
 
     One forward and one backward pass over the text on the original: much less time than trying each of them.
     """
     from quantscope.cli.output import check_folder
+    from quantscope.language import language
     from quantscope.sources.resolve import open_source
     from quantscope.weights import Weights
 
@@ -65,7 +68,8 @@ def sensitivity(
         found = _predict(weights, ids, wanted, matrix)
     finally:
         source.close()
-    show(found, Path(model).name, str(text), None if imatrix is None else str(imatrix), out, json=json)
+    with language(lang.value):
+        show(found, Path(model).name, str(text), None if imatrix is None else str(imatrix), out, json=json)
 
 
 def parse_types(text: str) -> list[QuantType]:
@@ -127,14 +131,15 @@ def show(found: Sensitivity, model: str, text: str, imatrix: str | None, out: Pa
     from rich.text import Text as RichText
 
     from quantscope.cli.console import console
+    from quantscope.report.prose import Prose
     from quantscope.report.sensitivity import answer, document, notes, tables
     from quantscope.report.text import grid
 
     on = console(sys.stderr if json else sys.stdout)
     full = "sensitivity.md" if out is not None else "--out DIR"
     drawn = [part for table in tables(found) for part in grid(table, on.width, full)]
-    said = (RichText(f"• {note}", style="dim") for note in notes(found))
-    on.print(Group(RichText(answer(found), style="bold"), *drawn, RichText(), *said))
+    said = (Prose(f"• {note}", style="dim") for note in notes(found))
+    on.print(Group(Prose(answer(found), style="bold"), *drawn, RichText(), *said))
     data = document(found, model, text, imatrix)
     if out is not None:
         _write(out, found, model, data)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantscope.cli.lang import Lang, LangOption
 from quantscope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def study(
     ray: Ray = None,
     out: Out = None,
     json: Json = False,
+    lang: LangOption = Lang.en,
 ) -> int:
     """Run variants of a model side by side and show where and how much they differ.
 
@@ -147,11 +149,11 @@ def study(
         engines=tuple(engine or ()),
         ray=ray,
     )
-    return study_and_show(options, out or default_folder(models[0]), json, keep=out is not None)
+    return study_and_show(options, out or default_folder(models[0]), json, keep=out is not None, lang=lang)
 
 
-def study_and_show(options: StudyOptions, out: Path, json: bool, *, keep: bool = False) -> int:
-    """Run a study, print it, and write report.md and study.json; returns the exit code.
+def study_and_show(options: StudyOptions, out: Path, json: bool, *, keep: bool = False, lang: Lang = Lang.en) -> int:
+    """Run a study, print it, and write report.md and study.json; returns the exit code.  study.json is the same in every language.
 
     keep: the folder was chosen by the user, so another study in it is an error; in a folder of our own choosing a finished one makes room,
     as it always does for the reports.
@@ -159,6 +161,8 @@ def study_and_show(options: StudyOptions, out: Path, json: bool, *, keep: bool =
     from quantscope.cli.console import console
     from quantscope.cli.output import check_folder, write_files
     from quantscope.cli.progress import watching
+    from quantscope.findings import told
+    from quantscope.language import language
     from quantscope.report.markdown import markdown
     from quantscope.report.study_json import dump
     from quantscope.report.text import render
@@ -170,9 +174,11 @@ def study_and_show(options: StudyOptions, out: Path, json: bool, *, keep: bool =
     with watching() as monitor:
         done = run_study(options, monitor, out if options.text else None, replace_finished=not keep)
     document = dump(done)
-    written = write_files(out, {"report.md": markdown(done), "study.json": document})
     human = console(sys.stderr if json else sys.stdout)
-    human.print(render(done, human.width, full=str(out / "report.md")))
+    with language(lang.value):
+        shown = told(done)
+        written = write_files(out, {"report.md": markdown(shown), "study.json": document})
+        human.print(render(shown, human.width, full=str(out / "report.md")))
     if json:
         sys.stdout.write(document)
     console(sys.stderr).print(f"\nWrote {' and '.join(str(p) for p in written)}.", markup=False, soft_wrap=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quantscope.explain import MADE_BY
+from quantscope.language import mark
 from quantscope.model.arithmetic import Arithmetic
 from quantscope.model.forward import layer
 from quantscope.model.taps import place_of
@@ -114,7 +115,7 @@ OPERATIONS: dict[str, Operation] = {
     "result_norm": _norm("output_norm"),
     "result_output": _linear("output"),
 }
-WHOLE_LAYER = "the whole layer"
+WHOLE_LAYER = mark("the whole layer")
 WHOLE_ATTENTION = ("Qcur", "Kcur", "Vcur")  # what kqv_out is made of where the probabilities were not recorded
 OTHER_WAYS: dict[str, list[tuple[Operation, tuple[str, ...]]]] = {  # where the taps between were not recorded
     "kqv_out": [(_attention, WHOLE_ATTENTION)],

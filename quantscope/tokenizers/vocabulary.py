@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from quantscope.errors import CorruptFileError, VocabularyError
+from quantscope.language import english
 from quantscope.sources.base import show
 from quantscope.tokenizers.pretokenize import PRE_TOKENIZERS, PreTokenizer
 
@@ -244,6 +245,9 @@ def _pre_name(path: Path, model: str, pre: str) -> tuple[str, tuple[str, ...]]:
     if model != "gpt2" or pre:
         return pre, ()
     return "default", (
-        f"{show(path)} names no pre-tokenizer (tokenizer.ggml.pre); 'default' is used, as llama.cpp does, and words are probably cut "
-        f"otherwise than in training: convert the model again with a current converter.",
+        english(
+            "{path} names no pre-tokenizer (tokenizer.ggml.pre); 'default' is used, as llama.cpp does, and words are probably cut "
+            "otherwise than in training: convert the model again with a current converter.",
+            path=show(path),
+        ),
     )
