@@ -10,7 +10,7 @@ import dataclasses
 import math
 import types
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -121,14 +121,17 @@ class OpRow:
 
 
 @dataclass(frozen=True)
-class KlHistogram:
-    """How many positions have which KL divergence: bin i holds 10^(low + i/per_decade) ≤ KL < 10^(low + (i+1)/per_decade) [nats]."""
+class Histogram:
+    """How many values are in each bin of their decimal logarithm.
+
+    Bin i holds 10^(low + i/per_decade) ≤ value < 10^(low + (i + 1)/per_decade).  Every value is counted once, somewhere.
+    """
 
     low: float
     per_decade: int
     counts: tuple[int, ...]
-    below: int  # smaller ones, 0 among them
-    above: int  # larger ones, ∞ among them
+    below: int  # smaller values, 0 and negative ones among them
+    above: int  # larger values, infinite ones among them
     nan: int = 0
 
 
@@ -184,7 +187,7 @@ class LogitStats:
     ppl_diff: float | None = None  # ppl − ppl of the original
     ppl_diff_se: float | None = None
     ln_ppl_cor: float | None = None  # correlation of −ln p(next token) with the original's
-    kl_histogram: KlHistogram | None = None
+    kl_histogram: Histogram | None = None  # of the KL divergence [nats] of each position
 
 
 @dataclass(frozen=True)
@@ -375,6 +378,37 @@ class EngineRun:
 
 
 @dataclass(frozen=True)
+class TopTokens:
+    """The tokens that matter where the generated token was chosen, in falling order of the original's logit (the first variant's without).
+
+    Its 20 most probable tokens and every variant's own 5, at most 40.  Variant name → one number per token.
+    """
+
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    logits: dict[str, tuple[float, ...]]
+    probs: dict[str, tuple[float, ...]]  # softmax over the whole vocabulary
+    ranks: dict[str, tuple[int, ...]]  # 1 is the largest logit, equal ones are ordered by id
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The first scored positions of the text (of the prompt where there is no text), token by token.
+
+    ``ids`` are the tokens *at* the positions: what is compared there is the distribution of the token that comes after, ``next``.
+    """
+
+    n_positions: int  # scored in the whole text; the lists may hold fewer
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    chunk: tuple[int, ...]  # of the text, from 0
+    position: tuple[int, ...]  # in the chunk, from 0
+    next: tuple[str | None, ...]  # piece of the token that really follows; None after the last token of a prompt
+    kl_nats: dict[str, tuple[float, ...]]  # KL(original ‖ variant); empty without an original
+    top: dict[str, tuple[tuple[tuple[str, float], ...], ...]]  # most probable tokens: piece, probability; of the original, too
+
+
+@dataclass(frozen=True)
 class Study:
     """Everything one study found; ``original`` names the variant the others are compared with, None when there is none."""
 
@@ -392,8 +426,8 @@ class Study:
     paired: tuple[Paired, ...] = ()  # every two variants
     engines: tuple[EngineRun, ...] = ()  # of other engines on the files, where asked for
     base: BaseInfo | None = None  # where the original is a file of log-probabilities; then nothing else is known of it
-    top: TopTokens | None = None  # after the prompt, or after the text's first chunk
-    passage: Passage | None = None  # of the text, or of the prompt where there is no text
+    top: TopTokens | None = None
+    passage: Passage | None = None
 
     def neighbours(self) -> tuple[Paired, ...]:
         """The comparisons of neighbours in the order of their KL divergence, from the original on: b is the one farther away."""
@@ -491,7 +525,10 @@ def _build(kind: Any, value: Any) -> Any:
     if origin in (Union, types.UnionType):
         return None if value is None else _build(next(a for a in args if a is not type(None)), value)
     if origin is tuple:
-        return tuple(_build(args[0], v) for v in value)
+        kinds = repeat(args[0], len(value)) if args[-1] is Ellipsis else args
+        return tuple(_build(k, v) for k, v in zip(kinds, value, strict=True))
+    if origin is dict and args[1] is not Any:
+        return {k: _build(args[1], v) for k, v in value.items()}
     if kind is float:
         return float(value)
     return value

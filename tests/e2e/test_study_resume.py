@@ -101,9 +101,9 @@ def test_the_second_of_two_is_told_who_works_there(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills(undisturbed: tuple[dict[str, Any], float], tmp_path: Path) -> None:
-    """Files may grow to 200 kB, then nothing more can be written: as with a quota that is reached."""
+    """Files may grow to 300 kB, then nothing more can be written: as with a quota that is reached."""
     folder = tmp_path / "s"
-    code, err = finished(start(folder, file_limit=200_000))
+    code, err = finished(start(folder, file_limit=300_000))
     assert code == 2, err
     assert re.search(r"StudyDiskError: .*Every batch finished before is kept", err)
     assert "Traceback" not in err
