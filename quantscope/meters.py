@@ -106,9 +106,6 @@ class BatchMeter:
             compares, stored = self.has_reference or self.base is not None, self.base is not None
             sums = LogitSums(n, self.n_rows, labels=labels, has_reference=compares, stored=stored, device=members[0].device)
             self.done.append(sums)
-            shown = self._shown(start, n)
-            if len(shown):
-                self.likely.append((sums, shown, Likely(self.n_rows, len(shown))))
         reference = [] if self.base is None else [self._stored(self.base, start, first_id, members[0])]
         rows = [*reference, *members]
         self.done[-1].add(first_id, rows)
@@ -123,13 +120,6 @@ class BatchMeter:
         shown = np.flatnonzero((position < self.n_scored) & (number < self.n_shown))
         if len(shown):
             self.top.add(number[shown], shown, first_id, rows)
-
-    def _shown(self, start: int, n: int) -> Tensor:
-        """Which of n positions from ``start`` on are among the first SHOWN scored ones of the whole input, int64 [k]."""
-        chunk, position = np.divmod(start + np.arange(n), self.n_positions)
-        n_scored = self.last - self.first
-        shown = (self.chunk0 == 0) & (position < n_scored) & (chunk * n_scored + position < SHOWN)
-        return torch.from_numpy(np.flatnonzero(shown))
 
     def _stored(self, base: Base, start: int, first_id: int, beside: Tensor) -> Tensor:
         """The base's log-probabilities of the same positions and ids as a member's logits [n,v]; 0 at positions that are not scored."""
@@ -174,42 +164,6 @@ class BatchMeter:
         flat = torch.cat([getattr(sums, what).cpu() for sums in self.done], dim=-1)  # [M, C·P] or [C·P]
         shape = -1, len(self.ids), self.n_positions
         return flat.reshape(shape)[:, :, : self.n_scored].contiguous().numpy()
-
-
-def _choices(logits: Sequence[Tensor], has_reference: bool) -> NDArray[np.float64]:
-    """CHOICE_FIELDS of each member's most probable tokens from its logits [V], [M,K,6]; NaN where there is no original, and beyond V."""
-    out = np.full((len(logits), N_CHOICES, len(CHOICE_FIELDS)), np.nan)
-    k = min(N_CHOICES, len(logits[0]))
-    there = logits[0].topk(k).indices if has_reference else None
-    for row, own in zip(out, logits, strict=True):
-        probs = own.softmax(-1)
-        values, ids = own.topk(k)
-        row[:k, :3] = torch.stack([ids.double(), values, probs[ids]], dim=1)
-        if there is not None:
-            ranks = torch.tensor([float(rank(own, i)) for i in there], dtype=torch.float64)
-            row[:k, 3:] = torch.stack([own[there], probs[there], ranks], dim=1)
-    return out
-
-
-class Likely:
-    """The largest logits of n positions of M members, fed slice by slice of the vocabulary."""
-
-    def __init__(self, n_members: int, n: int) -> None:
-        self.values = torch.full((n_members, n, N_LIKELY), -torch.inf, dtype=torch.float64)
-        self.ids = torch.zeros(n_members, n, N_LIKELY, dtype=torch.int64)
-
-    def add(self, v0: int, members: Sequence[Tensor]) -> None:
-        """Logits [n,dv] of each member for the ids v0 … v0 + dv − 1."""
-        for m, x in enumerate(members):
-            new, at = x.double().topk(min(N_LIKELY, x.shape[-1]))
-            values, ids = torch.cat([self.values[m], new], dim=-1), torch.cat([self.ids[m], v0 + at], dim=-1)
-            self.values[m], best = values.topk(N_LIKELY)
-            self.ids[m] = ids.gather(-1, best)
-
-    def table(self, lse: Tensor) -> NDArray[np.float64]:
-        """Id and probability, most probable first: float64 [M,n,N_LIKELY,2].  lse: ln Σ eˣ over the whole vocabulary, [M,n]."""
-        probs = (self.values - lse[..., None]).exp()
-        return torch.stack([self.ids.double(), probs], dim=-1).numpy()
 
 
 def join_batches(records: Sequence[Mapping[str, NDArray[Any]]]) -> Record:

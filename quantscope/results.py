@@ -254,39 +254,6 @@ class TextInfo:
 
 
 @dataclass(frozen=True)
-class TopTokens:
-    """The most probable tokens after the prompt: the original's 20, then those that are only among a variant's own 5.
-
-    logits, probs, ranks: variant → one value for each id; None where it was not kept (an id outside the 20 of that variant's own and the
-    original's).
-    """
-
-    ids: tuple[int, ...]
-    pieces: tuple[str, ...]
-    logits: dict[str, list[float | None]]
-    probs: dict[str, list[float | None]]
-    ranks: dict[str, list[int | None]]
-
-
-@dataclass(frozen=True)
-class Passage:
-    """The first scored positions of the text, one by one: the token there, what follows, and what each variant expects to follow.
-
-    kl_nats: variant → KL divergence from the original of the prediction after each token.  top: variant → [[piece, probability], …] of
-    the 5 most probable next tokens, for each position.
-    """
-
-    n_positions: int  # scored in all
-    ids: tuple[int, ...]
-    pieces: tuple[str, ...]
-    next: tuple[str, ...]  # the text of the token that follows
-    chunk: tuple[int, ...]
-    position: tuple[int, ...]  # in the chunk
-    kl_nats: dict[str, list[float]]
-    top: dict[str, list[list[list[Any]]]]
-
-
-@dataclass(frozen=True)
 class ModelInfo:
     """What the studied model is."""
 

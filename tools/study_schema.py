@@ -36,8 +36,6 @@ def schema_of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"type": "array", "items": schema_of(args[0], definitions)}
     if origin is dict:
         return {"type": "object"} if args[1] is Any else {"type": "object", "additionalProperties": schema_of(args[1], definitions)}
-    if origin is list:
-        return {"type": "array"} if args[0] is Any else {"type": "array", "items": schema_of(args[0], definitions)}
     if origin is Literal:
         return {"enum": list(args)}
     return {"type": ["number", "null"]} if kind is float else {"type": PLAIN[kind]}

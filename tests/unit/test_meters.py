@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from quantscope import meters as module
 from quantscope import metrics
 from quantscope.images import Images, Requantized
 from quantscope.lockstep import Member, Slices, walk
@@ -92,36 +91,6 @@ def test_the_first_positions_of_the_input_are_shown(
     joined = join_batches(batches)
     assert joined["top_ids"].tolist() == everything["top_ids"][:, :shown].tolist()
     np.testing.assert_allclose(joined["top_log_p"], everything["top_log_p"][:, :shown], rtol=1e-4, atol=1e-6)
-
-
-def test_the_choices_after_the_first_chunk(members: list[Member]) -> None:
-    r = record(members)["choices"]
-    ref = logits(members[0])[0, -1].double()
-    originals = ref.topk(N_CHOICES).indices
-    for m, member in enumerate(members):
-        own = logits(member)[0, -1].double()
-        best = own.topk(N_CHOICES)
-        assert r[m, :, 0].tolist() == best.indices.tolist()
-        torch.testing.assert_close(torch.tensor(r[m, :, 1]), best.values, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(torch.tensor(r[m, :, 2]), own.softmax(-1)[best.indices], rtol=1e-4, atol=1e-9)
-        torch.testing.assert_close(torch.tensor(r[m, :, 3]), own[originals], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(torch.tensor(r[m, :, 4]), own.softmax(-1)[originals], rtol=1e-4, atol=1e-9)
-        assert r[m, :, 5].tolist() == [1 + int((own > own[i]).sum()) for i in originals]
-    assert np.isnan(record(members, has_reference=False)["choices"][:, :, 3:]).all()
-    assert "choices" not in record(members, slice(2, 4))
-
-
-@pytest.mark.parametrize("shown", [400, 7])
-def test_what_is_likely_at_the_first_positions(members: list[Member], monkeypatch: pytest.MonkeyPatch, shown: int) -> None:
-    """Across slices of positions (7) and of the vocabulary (100)."""
-    monkeypatch.setattr(module, "SHOWN", shown)
-    r = record(members)["likely"]
-    assert r.shape == (3, min(shown, 4 * (LAST - FIRST)), N_LIKELY, 2)
-    for m, member in enumerate(members):
-        own = logits(member)[:, FIRST:LAST].flatten(0, 1)[:shown]
-        best = own.topk(N_LIKELY)
-        assert (torch.tensor(r[m, :, :, 0]) == best.indices).float().mean() > 0.98  # slices may round a tie otherwise
-        torch.testing.assert_close(torch.tensor(r[m, :, :, 1]), own.double().softmax(-1).topk(N_LIKELY).values, rtol=1e-4, atol=1e-9)
 
 
 def test_taps_are_measured_beside_the_originals(members: list[Member]) -> None:
