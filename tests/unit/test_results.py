@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from quantscope import results
 from quantscope.errors import CorruptFileError, UnsupportedVersionError
 from quantscope.report.study_json import dump
-from quantscope.results import Flag, Study
+from quantscope.results import Flag, Histogram, Passage, Study, TopTokens
 from tests.unit import studies
 from tools.study_schema import PATH, study_schema
 
@@ -37,6 +37,18 @@ def broken_study() -> Study:
     return dataclasses.replace(study, variants=variants, provenance=provenance)
 
 
+def study_with_tokens() -> Study:
+    """Tokens after the prompt and a passage, with numbers that JSON does not have."""
+    top = TopTokens((5, 9), ("a", "\n<b>"), {"F16": (1.5, -math.inf)}, {"F16": (1.0, 0.0)}, {"F16": (1, 2)})
+    pairs = ((("x", 0.5), (" y", 0.25)), (("z", math.nan),))
+    shown = Passage(300, (3, 4), ("c", "d"), (0, 0), (7, 8), ("d", None), {"Q4_0": (math.nan, 0.1)}, {"F16": pairs})
+    study = studies.study(top=top, passage=shown)
+    v = study.variants[1]
+    assert v.logits is not None
+    counted = dataclasses.replace(v.logits, kl_histogram=Histogram(-10.0, 5, (0, 7, 2), 3, 1))
+    return dataclasses.replace(study, variants=(study.variants[0], dataclasses.replace(v, logits=counted), *study.variants[2:]))
+
+
 class TestRoundTrip:
     def test_lossless(self) -> None:
         study = studies.study()
@@ -44,6 +56,15 @@ class TestRoundTrip:
         assert again.variants == study.variants
         assert dataclasses.replace(again, findings=()) == dataclasses.replace(study, findings=())
         assert [f.text for f in again.findings] == [f.text for f in study.findings]
+        assert dump(again) == dump(study)
+
+    def test_tokens(self) -> None:
+        study = study_with_tokens()
+        again = round_trip(study)
+        assert again.top == study.top
+        assert again.variants == study.variants
+        assert again.passage is not None
+        assert repr(again.passage) == repr(study.passage)  # NaN is not equal to itself
         assert dump(again) == dump(study)
 
     def test_not_finite(self) -> None:
@@ -73,8 +94,12 @@ class TestOtherVersions:
 
     def test_fields_with_a_default_may_be_missing(self) -> None:
         data = json.loads(dump(studies.study()))
-        del data["notes"], data["non_finite"], data["variants"][0]["path"]
-        assert Study.from_json(data).variants[0].path is None
+        del data["notes"], data["non_finite"], data["variants"][0]["path"], data["top"], data["passage"]
+        del data["variants"][1]["logits"]["kl_histogram"]
+        study = Study.from_json(data)
+        assert (study.variants[0].path, study.top, study.passage) == (None, None, None)
+        assert study.variants[1].logits is not None
+        assert study.variants[1].logits.kl_histogram is None
 
     @pytest.mark.parametrize("version", [0, 2, "1", None])
     def test_other_versions_are_refused(self, version: object) -> None:
@@ -98,7 +123,7 @@ class TestLines:
         tokens = ['"', "\\", '",\n  1', "[", "]\n", "1,\n 2", "\ud800", ""]
         top = {"F16": [[[piece, 0.5 + i] for i, piece in enumerate(tokens)]]}
         kl = {"Q4_0": [1e-300, math.inf, -0.5]}
-        passage = results.Passage(9, (1, 2), tuple(tokens), (), (0, 0), (5, 6), kl, top)
+        passage = results.Passage(9, (1, 2), tuple(tokens), (0, 0), (5, 6), (), kl, top)
         study = dataclasses.replace(studies.study(), passage=passage)
         text = dump(study)
         assert json.loads(text) == json.loads(json.dumps(study.to_json()))
@@ -111,7 +136,14 @@ class TestSchema:
         assert json.loads(PATH.read_text("utf-8")) == study_schema(), "run `python -m tools.study_schema`"
 
     @pytest.mark.parametrize(
-        "study", [studies.study(), studies.long_study(), broken_study(), studies.study(original=None, text=None, prompt=None, model=None)]
+        "study",
+        [
+            studies.study(),
+            studies.long_study(),
+            study_with_tokens(),
+            broken_study(),
+            studies.study(original=None, text=None, prompt=None, model=None),
+        ],
     )
     def test_studies_fit_the_schema(self, study: Study) -> None:
         assert violations(json.loads(dump(study))) == []
@@ -123,6 +155,10 @@ class TestSchema:
         found = violations(data)
         assert len(found) == 2
         assert found[1].startswith("/variants/1/layers/2/nmse: '0.1'")
+
+        data = json.loads(dump(study_with_tokens()))
+        data["passage"]["top"]["F16"][0][0].append(1)
+        assert len(violations(data)) == 1
 
     def test_it_is_a_schema(self) -> None:
         Draft202012Validator.check_schema(study_schema())

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantscope import plan, stages, study
+from quantscope import plan, stages
 from quantscope.cli.report import told_of
 from quantscope.errors import ShapeError, StudyDiskError, StudyMismatchError, UsageError, VocabularyError
 from quantscope.meters import Record, join_batches
@@ -107,8 +107,8 @@ class TestStages:
         assert np.concatenate([stage.batch(i) for i in range(5)]).tolist() == stage.ids.tolist()
         late, early = run_batch(stage, 3), run_batch(stage, 0)
         assert all(np.array_equal(late[key], run_batch(stage, 3)[key]) for key in late)
-        assert "next" in early
-        assert "next" not in late
+        assert "last" in early
+        assert "last" not in late
 
     def test_the_size_of_the_batches_changes_rounding_only(self, options: StudyOptions, monkeypatch: pytest.MonkeyPatch) -> None:
         small = prepare(options).stage("text")
