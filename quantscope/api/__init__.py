@@ -64,6 +64,7 @@ def open(path: PathLike) -> Model:
 def study(
     *models: PathLike,
     types: Sequence[str] | None = None,
+    kv: Sequence[str] = (),
     ref: PathLike | None = None,
     prompt: str | None = None,
     tokens: Sequence[int] | None = None,
@@ -85,7 +86,8 @@ def study(
     """Variants of a model side by side: ``quantscope study``.
 
     models, types: one model and ``types`` (presets or tensor types; Q4_0, Q4_K_M, Q5_K_M, Q6_K and Q8_0 unless said otherwise) are
-    quantized in memory; several models, or one and ``ref``, are compared as they are.
+    quantized in memory; several models, or one and ``ref``, are compared as they are.  kv: types of a key/value cache ("q8_0", "q4_0", or
+    "q8_0/q4_0" for keys and values); each variant also with keys and values rounded to them, and no ``types`` unless given.
     prompt or tokens: what the layer tables and the next token are computed on.  text: a UTF-8 file for KL divergence [nats] and
     perplexity, in ``chunks`` chunks of ``ctx`` tokens; until_ci=0.05 stops when every mean KL is known to 5 % of itself.
     memory: bound in bytes.  engines: "llama.cpp", "transformers", run on each file.  base: a file of ``quantscope kld-base``.
@@ -93,10 +95,11 @@ def study(
     Raises UsageError for options that contradict each other, and a QuantscopeError for models, texts and prompts that cannot be used.
     """
     paths = tuple(os.fspath(m) for m in models)
-    alone = len(paths) == 1 and ref is None and not engines and base is None
+    alone = len(paths) == 1 and ref is None and not engines and base is None and not kv
     options = StudyOptions(
         models=paths,
         types=tuple(types) if types is not None else DEFAULT_TYPES if alone else (),
+        kv=tuple(kv),
         ref=None if ref is None else os.fspath(ref),
         prompt=prompt,
         tokens=None if tokens is None else tuple(tokens),

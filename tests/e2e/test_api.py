@@ -101,6 +101,12 @@ class TestStudy:
         assert len(document["variants"][1]["ops"]) > 100
         assert document["paired"]
 
+    def test_a_quantized_cache(self) -> None:
+        found = quantscope.study(DEMO, kv=["q8_0", "q4_0"], tokens=IDS)
+        assert [(v.name, v.kv) for v in found.variants] == [("demo-f16", None), ("demo-f16 kv=q8_0", "q8_0"), ("demo-f16 kv=q4_0", "q4_0")]
+        kl = [v.logits.kl_nats for v in found.quantized if v.logits]
+        assert 0 < kl[0] < kl[1]  # type: ignore[operator]
+
     def test_save_and_load(self, study: quantscope.Study, tmp_path: Path) -> None:
         assert study.save(tmp_path) == tmp_path / "study.json"
         again = quantscope.load_study(tmp_path)
