@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from quantscope.kld_base import KldBase
 from quantscope.logit_stats import all_pairs, logit_stats
-from quantscope.meters import NEXT_FIELDS, Record, join_batches, tap_list
+from quantscope.meters import Record, join_batches, tap_list
+from quantscope.metrics import first_argmax, rank
 from quantscope.model.taps import EMBD
-from quantscope.next_tokens import passage, top_tokens
+from quantscope.passage import passage, top_tokens
 from quantscope.results import (
     STUDY_VERSION,
     BaseInfo,
@@ -34,8 +35,6 @@ from quantscope.stages import Job, Stage
 from quantscope.tap_stats import TapStats, op_row
 from quantscope.variants import Candidate, Lineup
 
-Floats = NDArray[np.float64]
-
 
 def assemble(
     job: Job, records: Mapping[str, Sequence[Record]], provenance: dict[str, Any], interrupted: Interrupted | None = None
@@ -47,8 +46,11 @@ def assemble(
     joined = {name: join_batches(parts) for name, parts in records.items()}
     walks = [(s, joined[s.name]) for s in job.stages if s.name in joined and s.name != "floor"]
     (first, table), (last, whole) = walks[0], walks[-1]  # the same one, unless there is a prompt and a text
-    tokens = generated(job, table["next"][first.row(0) :], has_reference=first.has_reference)
+    after = torch.from_numpy(table["last"][first.row(0) :]).double()  # [M,V], where the generated tokens are chosen
+    tokens = generated(job, after, has_reference=first.has_reference)
     prompt, text = job.inputs.prompt, job.inputs.text if last.labelled else None
+    names = [c.member.name for c in job.lineup.candidates]
+    lead = [base_name(job)] if last.base else []  # a text is there, then: the last stage has a row of the base
     return Study(
         version=STUDY_VERSION,
         original=base_name(job) if last.base else job.lineup.candidates[0].member.name if job.lineup.has_original else None,
@@ -67,8 +69,8 @@ def assemble(
         paired=paired(last, whole),
         base=base_info(last.base, whole) if last.base else None,
         interrupted=interrupted,
-        top=top_tokens(job, first, table),
-        passage=passage(job, last, whole),
+        top=top_tokens(names, after, job.inputs.tokenizer),
+        passage=passage(last, whole, [*lead, *names], n_scored(last, whole), job.inputs.tokenizer),
     )
 
 
@@ -117,14 +119,15 @@ def op_rows(stage: Stage, record: Record, member: int) -> tuple[OpRow, ...]:
     return tuple(rows)
 
 
-def generated(job: Job, rows: Floats, *, has_reference: bool) -> list[Generated]:
-    """The greedy token of each variant, from NEXT_FIELDS."""
+def generated(job: Job, logits: Tensor, *, has_reference: bool) -> list[Generated]:
+    """The greedy token of each variant from its logits, [M,V] float64, the original's first."""
     out = []
-    for row in rows:
-        f = dict(zip(NEXT_FIELDS, row.tolist(), strict=True))
-        i = int(f["id"])
+    for own in logits:
+        best = first_argmax(own)
+        i = int(best)
         text = job.inputs.tokenizer.piece(i) if job.inputs.tokenizer else ""
-        out.append(Generated(text, i, f["logit"], int(f["rank"]), int(f["rank_in_original"]) if has_reference else None, f["prob"]))
+        there = int(rank(logits[0], best)) if has_reference else None
+        out.append(Generated(text, i, float(own[i]), int(rank(own, best)), there, float(own.softmax(-1)[i])))
     return out
 
 
@@ -132,14 +135,19 @@ def stats_of(stage: Stage, record: Record, member: int) -> LogitStats:
     """Logits of one variant beside the original's: [C,P] of each quantity."""
     row, log_p = stage.row(member), record.get("log_p")
     compared = stage.compares and row > 0
-    n_chunks = record["kl" if "kl" in record else "log_p"].shape[1] if "kl" in record or log_p is not None else len(stage.ids)
     return logit_stats(
         kl=record["kl"][row] if compared else None,
         same_top=record["same_top"][row] if compared else None,
         log_p=None if log_p is None else log_p[row],
         ref_log_p=log_p[0] if log_p is not None and compared else None,
-        n_positions=n_chunks * (stage.last - stage.first),
+        n_positions=n_scored(stage, record),
     )
+
+
+def n_scored(stage: Stage, record: Record) -> int:
+    """Positions of all chunks that were run: a text may stop early, a prompt is a single chunk."""
+    n_chunks = record["log_p"].shape[1] if "log_p" in record else len(stage.ids)
+    return n_chunks * (stage.last - stage.first)
 
 
 def paired(stage: Stage, record: Record) -> tuple[Paired, ...]:

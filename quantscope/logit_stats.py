@@ -15,16 +15,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from quantscope.results import KlHistogram, LogitStats, Paired
+from quantscope.results import Histogram, LogitStats, Paired
 
 Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 MIN_CHUNKS = 8  # before a study may stop early: fewer means are close to each other by luck too often, and the interval is short then
+HISTOGRAM_LOW, HISTOGRAM_HIGH, PER_DECADE = -10, 2, 5  # of the KL divergences: log10 of the ends, and bins in each decade
 quiet = np.errstate(invalid="ignore", over="ignore")  # a broken variant has infinite and NaN values: they are results, not warnings
 KL_PERCENTILES = {"p999": 0.999, "p99": 0.99, "p95": 0.95, "p90": 0.9, "median": 0.5, "p10": 0.1, "p05": 0.05, "p01": 0.01, "p001": 0.001}
-DECADES, PER_DECADE = (-10, 2), 5  # of the histogram: from 10⁻¹⁰ to 10² nats
-BINS = (DECADES[1] - DECADES[0]) * PER_DECADE
 DP_PERCENTILES = KL_PERCENTILES | {"p75": 0.75, "p25": 0.25}
 
 
@@ -42,9 +41,9 @@ def logit_stats(
     kl: KL divergence from the original [nats]; same_top: whether the most probable token is the same; log_p, ref_log_p: ln probability
     of the token that follows, the variant's and the original's.  What is not given stays None.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, float | None] = {}
     if kl is not None:
-        found |= _kl(kl) | {"kl_histogram": kl_histogram(kl)}
+        found |= _kl(kl)
     if same_top is not None:
         agree, n = float(same_top.mean()), same_top.size
         found |= {"top1_agree": agree, "top1_agree_se": math.sqrt(agree * (1 - agree) / (n - 1)) if n > 1 else math.nan}
@@ -53,7 +52,16 @@ def logit_stats(
         found |= {"ppl": _exp(nll), "ppl_se": _exp(nll) * se}  # the error of exp(x), to first order
         if ref_log_p is not None:
             found |= _against(-log_p, -ref_log_p) | _dp(log_p, ref_log_p)
-    return LogitStats(n_positions=n_positions, **found)
+    return LogitStats(n_positions=n_positions, kl_histogram=None if kl is None else log_histogram(kl), **found)
+
+
+def log_histogram(values: NDArray[Any]) -> Histogram:
+    """How many values are in each fifth of a decade from 10⁻¹⁰ to 10²; every value is counted once, somewhere."""
+    n_bins = (HISTOGRAM_HIGH - HISTOGRAM_LOW) * PER_DECADE
+    edges = [10.0 ** (HISTOGRAM_LOW + i / PER_DECADE) for i in range(n_bins + 1)]
+    known = values[~np.isnan(values)]
+    below, *counts, above = np.bincount(np.searchsorted(edges, known, "right"), minlength=len(edges) + 1).tolist()
+    return Histogram(float(HISTOGRAM_LOW), PER_DECADE, tuple(counts), below, above, values.size - known.size)
 
 
 def _kl(kl: Floats) -> dict[str, float | None]:
@@ -63,15 +71,6 @@ def _kl(kl: Floats) -> dict[str, float | None]:
         half = half_width(kl.mean(1))
         out |= {"kl_nats_low": mean - half, "kl_nats_high": mean + half}
     return out | _percentiles(kl, "kl_nats", KL_PERCENTILES)
-
-
-def kl_histogram(kl: Floats) -> KlHistogram:
-    """Counts of KL divergences [nats] by their decimal logarithm; −∞ (0 and below) counts as below, ∞ as above."""
-    edges = 10.0 ** np.linspace(*DECADES, BINS + 1)
-    values = kl[~np.isnan(kl)]
-    counts, _ = np.histogram(values[values < edges[-1]], edges)
-    below, above = int((values < edges[0]).sum()), int((values >= edges[-1]).sum())
-    return KlHistogram(float(DECADES[0]), PER_DECADE, tuple(int(n) for n in counts), below, above, int(np.isnan(kl).sum()))
 
 
 def _dp(log_p: Floats, ref_log_p: Floats) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import types
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -121,14 +121,17 @@ class OpRow:
 
 
 @dataclass(frozen=True)
-class KlHistogram:
-    """How many positions have which KL divergence: bin i holds 10^(low + i/per_decade) ≤ KL < 10^(low + (i+1)/per_decade) [nats]."""
+class Histogram:
+    """How many values are in each bin of their decimal logarithm.
+
+    Bin i holds 10^(low + i/per_decade) ≤ value < 10^(low + (i + 1)/per_decade).  Every value is counted once, somewhere.
+    """
 
     low: float
     per_decade: int
     counts: tuple[int, ...]
-    below: int  # smaller ones, 0 among them
-    above: int  # larger ones, ∞ among them
+    below: int  # smaller values, 0 and negative ones among them
+    above: int  # larger values, infinite ones among them
     nan: int = 0
 
 
@@ -184,7 +187,7 @@ class LogitStats:
     ppl_diff: float | None = None  # ppl − ppl of the original
     ppl_diff_se: float | None = None
     ln_ppl_cor: float | None = None  # correlation of −ln p(next token) with the original's
-    kl_histogram: KlHistogram | None = None
+    kl_histogram: Histogram | None = None  # of the KL divergence [nats] of each position
 
 
 @dataclass(frozen=True)
@@ -248,39 +251,6 @@ class TextInfo:
     n_scored: int
     scoring: Literal["llama.cpp", "all"] = "llama.cpp"  # the positions that count: n_ctx/2 … n_ctx − 2 of each chunk, or all but the last
     n_chunks_given: int | None = None  # more than n_chunks when the study stopped early, its means being known well enough
-
-
-@dataclass(frozen=True)
-class TopTokens:
-    """The most probable tokens after the prompt: the original's 20, then those that are only among a variant's own 5.
-
-    logits, probs, ranks: variant → one value for each id; None where it was not kept (an id outside the 20 of that variant's own and the
-    original's).
-    """
-
-    ids: tuple[int, ...]
-    pieces: tuple[str, ...]
-    logits: dict[str, list[float | None]]
-    probs: dict[str, list[float | None]]
-    ranks: dict[str, list[int | None]]
-
-
-@dataclass(frozen=True)
-class Passage:
-    """The first scored positions of the text, one by one: the token there, what follows, and what each variant expects to follow.
-
-    kl_nats: variant → KL divergence from the original of the prediction after each token.  top: variant → [[piece, probability], …] of
-    the 5 most probable next tokens, for each position.
-    """
-
-    n_positions: int  # scored in all
-    ids: tuple[int, ...]
-    pieces: tuple[str, ...]
-    next: tuple[str, ...]  # the text of the token that follows
-    chunk: tuple[int, ...]
-    position: tuple[int, ...]  # in the chunk
-    kl_nats: dict[str, list[float]]
-    top: dict[str, list[list[list[Any]]]]
 
 
 @dataclass(frozen=True)
@@ -386,6 +356,37 @@ class EngineRun:
 
 
 @dataclass(frozen=True)
+class TopTokens:
+    """The tokens that matter where the generated token was chosen, in falling order of the original's logit (the first variant's without).
+
+    Its 20 most probable tokens and every variant's own 5, at most 40.  Variant name → one number per token.
+    """
+
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    logits: dict[str, tuple[float, ...]]
+    probs: dict[str, tuple[float, ...]]  # softmax over the whole vocabulary
+    ranks: dict[str, tuple[int, ...]]  # 1 is the largest logit, equal ones are ordered by id
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The first scored positions of the text (of the prompt where there is no text), token by token.
+
+    ``ids`` are the tokens *at* the positions: what is compared there is the distribution of the token that comes after, ``next``.
+    """
+
+    n_positions: int  # scored in the whole text; the lists may hold fewer
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    chunk: tuple[int, ...]  # of the text, from 0
+    position: tuple[int, ...]  # in the chunk, from 0
+    next: tuple[str | None, ...]  # piece of the token that really follows; None after the last token of a prompt
+    kl_nats: dict[str, tuple[float, ...]]  # KL(original ‖ variant); empty without an original
+    top: dict[str, tuple[tuple[tuple[str, float], ...], ...]]  # most probable tokens: piece, probability; of the original, too
+
+
+@dataclass(frozen=True)
 class Study:
     """Everything one study found; ``original`` names the variant the others are compared with, None when there is none."""
 
@@ -404,8 +405,8 @@ class Study:
     engines: tuple[EngineRun, ...] = ()  # of other engines on the files, where asked for
     base: BaseInfo | None = None  # where the original is a file of log-probabilities; then nothing else is known of it
     interrupted: Interrupted | None = None  # None: all of the study is here
-    top: TopTokens | None = None  # after the prompt, or after the text's first chunk
-    passage: Passage | None = None  # of the text, or of the prompt where there is no text
+    top: TopTokens | None = None
+    passage: Passage | None = None
 
     def neighbours(self) -> tuple[Paired, ...]:
         """The comparisons of neighbours in the order of their KL divergence, from the original on: b is the one farther away."""
@@ -503,7 +504,10 @@ def _build(kind: Any, value: Any) -> Any:
     if origin in (Union, types.UnionType):
         return None if value is None else _build(next(a for a in args if a is not type(None)), value)
     if origin is tuple:
-        return tuple(_build(args[0], v) for v in value)
+        kinds = repeat(args[0], len(value)) if args[-1] is Ellipsis else args
+        return tuple(_build(k, v) for k, v in zip(kinds, value, strict=True))
+    if origin is dict and args[1] is not Any:
+        return {k: _build(args[1], v) for k, v in value.items()}
     if kind is float:
         return float(value)
     return value

@@ -30,12 +30,12 @@ def schema_of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     if origin in (Union, types.UnionType):
         inner = schema_of(next(a for a in args if a is not type(None)), definitions)
         return inner if inner.get("type") == ["number", "null"] else {"anyOf": [inner, {"type": "null"}]}
+    if origin is tuple and args[-1] is not Ellipsis:
+        return {"type": "array", "prefixItems": [schema_of(a, definitions) for a in args], "minItems": len(args), "maxItems": len(args)}
     if origin is tuple:
         return {"type": "array", "items": schema_of(args[0], definitions)}
     if origin is dict:
         return {"type": "object"} if args[1] is Any else {"type": "object", "additionalProperties": schema_of(args[1], definitions)}
-    if origin is list:
-        return {"type": "array"} if args[0] is Any else {"type": "array", "items": schema_of(args[0], definitions)}
     if origin is Literal:
         return {"enum": list(args)}
     return {"type": ["number", "null"]} if kind is float else {"type": PLAIN[kind]}

@@ -13,7 +13,7 @@ import pytest
 from quantscope import results
 from quantscope.errors import CorruptFileError, UnsupportedVersionError
 from quantscope.report.study_json import dump
-from quantscope.results import Flag, Study
+from quantscope.results import Flag, Histogram, Passage, Study, TopTokens
 from tests.unit import studies
 from tools.study_schema import PATH, study_schema
 
@@ -36,6 +36,18 @@ def broken_study() -> Study:
     return dataclasses.replace(study, variants=variants, provenance=provenance)
 
 
+def study_with_tokens() -> Study:
+    """Tokens after the prompt and a passage, with numbers that JSON does not have."""
+    top = TopTokens((5, 9), ("a", "\n<b>"), {"F16": (1.5, -math.inf)}, {"F16": (1.0, 0.0)}, {"F16": (1, 2)})
+    pairs = ((("x", 0.5), (" y", 0.25)), (("z", math.nan),))
+    shown = Passage(300, (3, 4), ("c", "d"), (0, 0), (7, 8), ("d", None), {"Q4_0": (math.nan, 0.1)}, {"F16": pairs})
+    study = studies.study(top=top, passage=shown)
+    v = study.variants[1]
+    assert v.logits is not None
+    counted = dataclasses.replace(v.logits, kl_histogram=Histogram(-10.0, 5, (0, 7, 2), 3, 1))
+    return dataclasses.replace(study, variants=(study.variants[0], dataclasses.replace(v, logits=counted), *study.variants[2:]))
+
+
 class TestRoundTrip:
     def test_lossless(self) -> None:
         study = studies.study()
@@ -43,6 +55,15 @@ class TestRoundTrip:
         assert again.variants == study.variants
         assert dataclasses.replace(again, findings=()) == dataclasses.replace(study, findings=())
         assert [f.text for f in again.findings] == [f.text for f in study.findings]
+        assert dump(again) == dump(study)
+
+    def test_tokens(self) -> None:
+        study = study_with_tokens()
+        again = round_trip(study)
+        assert again.top == study.top
+        assert again.variants == study.variants
+        assert again.passage is not None
+        assert repr(again.passage) == repr(study.passage)  # NaN is not equal to itself
         assert dump(again) == dump(study)
 
     def test_not_finite(self) -> None:
@@ -72,8 +93,12 @@ class TestOtherVersions:
 
     def test_fields_with_a_default_may_be_missing(self) -> None:
         data = json.loads(dump(studies.study()))
-        del data["notes"], data["non_finite"], data["variants"][0]["path"]
-        assert Study.from_json(data).variants[0].path is None
+        del data["notes"], data["non_finite"], data["variants"][0]["path"], data["top"], data["passage"]
+        del data["variants"][1]["logits"]["kl_histogram"]
+        study = Study.from_json(data)
+        assert (study.variants[0].path, study.top, study.passage) == (None, None, None)
+        assert study.variants[1].logits is not None
+        assert study.variants[1].logits.kl_histogram is None
 
     @pytest.mark.parametrize("version", [0, 2, "1", None])
     def test_other_versions_are_refused(self, version: object) -> None:
@@ -100,7 +125,11 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any], where: str = 
         return [f"{where}: {value!r} is no {wanted}"]
     out = []
     if isinstance(value, list):
-        for i, item in enumerate(value):
+        if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
+            out.append(f"{where}: {len(value)} items")
+        for i, (item, inner) in enumerate(zip(value, schema.get("prefixItems", []), strict=False)):
+            out += fits(item, inner, root, f"{where}/{i}")
+        for i, item in enumerate(value if "prefixItems" not in schema else ()):
             out += fits(item, schema.get("items", {"type": list(types)}), root, f"{where}/{i}")
     if isinstance(value, dict):
         out += [f"{where}: {name} is missing" for name in schema.get("required", []) if name not in value]
@@ -127,7 +156,9 @@ class TestSchema:
     def test_the_shipped_schema_fits_the_dataclasses(self) -> None:
         assert json.loads(PATH.read_text("utf-8")) == study_schema(), "run `python -m tools.study_schema`"
 
-    @pytest.mark.parametrize("study", [studies.study(), broken_study(), studies.study(original=None, text=None, prompt=None, model=None)])
+    @pytest.mark.parametrize(
+        "study", [studies.study(), study_with_tokens(), broken_study(), studies.study(original=None, text=None, prompt=None, model=None)]
+    )
     def test_studies_fit_the_schema(self, study: Study) -> None:
         assert fits(json.loads(dump(study)), study_schema(), study_schema()) == []
 
@@ -136,6 +167,10 @@ class TestSchema:
         data["variants"][1]["layers"][2]["nmse"] = "0.1"
         del data["variants"][0]["bpw"]
         assert len(fits(data, study_schema(), study_schema())) == 2
+        data = json.loads(dump(study_with_tokens()))
+        assert fits(data["passage"], study_schema()["properties"]["passage"], study_schema()) == []
+        data["passage"]["top"]["F16"][0][0].append(1)
+        assert fits(data["passage"], study_schema()["properties"]["passage"], study_schema()) != []
 
     def test_every_field_is_documented(self) -> None:
         text = DOCUMENT.read_text("utf-8")

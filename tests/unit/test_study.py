@@ -106,8 +106,8 @@ class TestStages:
         assert np.concatenate([stage.batch(i) for i in range(5)]).tolist() == stage.ids.tolist()
         late, early = run_batch(stage, 3), run_batch(stage, 0)
         assert all(np.array_equal(late[key], run_batch(stage, 3)[key]) for key in late)
-        assert "next" in early
-        assert "next" not in late
+        assert "last" in early
+        assert "last" not in late
 
     def test_the_size_of_the_batches_changes_rounding_only(self, options: StudyOptions, monkeypatch: pytest.MonkeyPatch) -> None:
         small = prepare(options).stage("text")

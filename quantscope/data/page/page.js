@@ -251,7 +251,7 @@
       const kl = p.kl[select.value], parts = [element("p", "context", `…${p.pieces.slice(Math.max(0, at - 5), at + 1).join("")} ▸`)];
       if (kl && kl[at] !== null) parts.push(element("p", "", words.kl.replace("{kl}", Number(kl[at]).toPrecision(3))));
       for (const name of [data.original, select.value]) if (name && p.top[name]) parts.push(element("h3", "", name), chances(p.top[name][at]));
-      if (p.next.length) parts.push(element("p", "note", words.next.replace("{token}", () => JSON.stringify(p.next[at]))));
+      if (p.next.length && p.next[at] !== null) parts.push(element("p", "note", words.next.replace("{token}", () => JSON.stringify(p.next[at]))));
       card.replaceChildren(...parts);
     }
     function chances(rows) {
