@@ -7,7 +7,7 @@ JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-slow check format benchmark benchmark-study benchmark-scaling benchmark-cuda benchmark-faults benchmark-sensitivity clean
+.PHONY: help demo test test-long test-slow check format docs docs-serve benchmark benchmark-study benchmark-scaling benchmark-cuda benchmark-faults benchmark-sensitivity clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -44,6 +44,16 @@ check: $(VENV)/.dev  ## formatting, lint, types, import order, catalogue of sent
 format: $(VENV)/.dev  ## apply formatting and safe lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+PAGES := cli_reference api_reference architecture fault_table
+
+docs: $(VENV)/.dev  ## write the generated pages and build the documentation site, strictly, into build/site
+	for page in $(PAGES); do $(BIN)/python -m tools.$$page || exit 1; done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open build/site/index.html."
+
+docs-serve: $(VENV)/.dev  ## the documentation site while you write
+	$(BIN)/mkdocs serve
 
 benchmark: $(VENV)/.dev  ## throughput beside ggml's own functions
 	$(BIN)/python -m benchmarks.codecs

@@ -50,7 +50,7 @@ def assemble(
     tokens = generated(job, after, has_reference=first.has_reference)
     prompt, text = job.inputs.prompt, job.inputs.text if last.labelled else None
     names = [c.member.name for c in job.lineup.candidates]
-    lead = [base_name(job)] if last.base else []  # a text is there, then: the last stage has a row of the base
+    lead = [base_name(job)] if last.base else []
     return Study(
         version=STUDY_VERSION,
         original=base_name(job) if last.base else job.lineup.candidates[0].member.name if job.lineup.has_original else None,
@@ -171,7 +171,9 @@ def _variant(
     c: Candidate, layers: tuple[LayerRow, ...], tokens: tuple[Generated, ...], logits: LogitStats, ops: tuple[OpRow, ...]
 ) -> Variant:
     types = {name: t.name for name, t in c.types.items()}
-    return Variant(c.member.name, types, c.file_bytes, c.bpw, tokens, layers, logits, c.path, ops=ops)
+    config = c.member.weights.config
+    kv_bytes = c.kv.bytes_per_token(config.n_layer, config.n_head_kv, config.head_dim) if c.kv else None
+    return Variant(c.member.name, types, c.file_bytes, c.bpw, tokens, layers, logits, c.path, ops, c.kv.name if c.kv else None, kv_bytes)
 
 
 def _model_info(lineup: Lineup) -> ModelInfo:

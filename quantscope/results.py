@@ -30,6 +30,7 @@ class StudyOptions:
 
     models: tuple[str, ...]
     types: tuple[str, ...] = ()  # presets or tensor types; empty: the files as they are
+    kv: tuple[str, ...] = ()  # types of a key/value cache: each variant also with keys and values rounded to each of them
     ref: str | None = None  # the original, when it is not models[0]
     prompt: str | None = None
     tokens: tuple[int, ...] | None = None
@@ -223,6 +224,13 @@ class Variant:
     logits: LogitStats | None = None
     path: str | None = None  # None: quantized in memory
     ops: tuple[OpRow, ...] = ()  # every tap over the whole text, in graph order
+    kv: str | None = None  # types of the key/value cache that keys and values were rounded to; None: they are exact
+    kv_bytes: int | None = None  # of that cache, for one token
+
+    @property
+    def footprint(self) -> tuple[int, float]:
+        """What variants are ordered by in size: the file, of equal ones the key/value cache; without one it is the largest."""
+        return self.file_bytes or 0, math.inf if self.kv_bytes is None else self.kv_bytes
 
     def type_counts(self) -> dict[str, int]:
         """Tensors per type, most frequent first."""

@@ -9,7 +9,6 @@ first chunk.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Callable
@@ -158,10 +157,11 @@ def identity(job: Job, options: StudyOptions) -> dict[str, Any]:
         "models": {c.path: c.source.sha256() for c in job.lineup.candidates if c.path},
         "options": {
             "--types": list(options.types),
+            "--kv": list(options.kv),
             "--ref": options.ref,
             "--prompt": options.prompt,
             "--tokens": None if options.tokens is None else list(options.tokens),
-            "--text": None if options.text is None else hashlib.sha256(options.text.read_bytes()).hexdigest(),
+            "--text": text.sha256 if text else None,
             "--ctx": options.n_ctx if text else None,
             "--chunks": options.n_chunks,
             "--positions": options.positions,

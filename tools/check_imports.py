@@ -20,7 +20,7 @@ LAYERS = (
     "logit_sums", "top_tokens", "tap_sums", "tap_kernel", "results", "lock", "mismatch", "store", "tap_stats", "logit_stats", "monitor",
     "inputs", "meters", "plan", "variants", "importance", "rotation", "compare", "three_way", "explain", "engine_effects", "kld_base",
     "golden", "weight_causes", "weight_scales", "weight_compare", "diagnose", "remedy", "findings", "stages", "cluster", "passage",
-    "assemble", "study", "report", "cli",
+    "assemble", "study", "frames", "table_files", "report", "api", "cli",
 )
 # fmt: on
 PACKAGE = "quantscope"

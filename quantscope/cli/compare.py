@@ -87,10 +87,11 @@ def _compared(
 ) -> int:
     from quantscope.compare import compare as run
     from quantscope.explain import answer, rotation
+    from quantscope.three_way import asked_split
 
     c = run(a, b, predicted=emulated, floor=floor, same_file=not different_files)
     turned = rotation(a, b, c)
-    split = _split(a, b, before, emulated)
+    split = asked_split(a, b, before, emulated)
     said, convicted = answer(c), False
     if model is not None:
         from quantscope.diagnose.convictions import replayed, sentence
@@ -99,21 +100,6 @@ def _compared(
         said, convicted = f"{said}\n{sentence(again)}", bool(again.those("convicted"))
     show(c, said, turned, split, all_taps, json)
     return DIVERGED if convicted or c.first_divergence is not None else 0
-
-
-def _split(exact: Trace, engine: Trace, original: Trace | None, predicted: Trace | None) -> Sequence[SplitRow]:
-    """The three-way split where it was asked for; --predicted alone asks for floors, and goes without where there are only samples."""
-    from quantscope.errors import TraceContentError
-    from quantscope.three_way import three_way
-
-    if original is None and predicted is None:
-        return ()
-    try:
-        return three_way(exact, engine, original=original, predicted=predicted)
-    except TraceContentError:
-        if original is not None:
-            raise
-        return ()
 
 
 def show(c: Comparison, said: str, turned: str | None, split: Sequence[SplitRow], every: bool, json: bool) -> None:

@@ -11,11 +11,9 @@ import typer
 from quantscope.cli.lang import Lang, LangOption
 from quantscope.cli.study import parse_ids
 from quantscope.cli.trace import KV, DtypeName, Threads
-from quantscope.errors import UsageError
 
 if TYPE_CHECKING:
     from quantscope.diagnose.diagnosis import Diagnosis
-    from quantscope.diagnose.evidence import Evidence
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The file that the engine ran.", show_default=False)]
 Against = Annotated[
@@ -74,63 +72,28 @@ def diagnose(
 
     Exit code 0: nothing beyond the expected arithmetic; 1: something was found; 2: not comparable.
     """
-    if prompt is not None and tokens is not None:
-        raise UsageError("--prompt and --tokens both say what was run, expected one of them. Leave one out.")
-    from quantscope.diagnose.diagnosis import judge
-    from quantscope.engines import ENGINES
+    from quantscope.cli.output import check_folder
+    from quantscope.diagnose.run import diagnose as run
     from quantscope.language import language
 
-    ids = None if tokens is None else tuple(parse_ids(tokens))
-    with language(lang.value):
-        if against in ENGINES:
-            if first_batch is not None:
-                raise UsageError(f"--first-batch: {against} is run in one batch, expected it with a trace only. Leave it out.")
-            cases = _run(model, against, original, prompt, ids, kv.value, dtype.value, threads, out, quick)
-        else:
-            cases = [_given(model, against, original, prompt, ids, first_batch)]
-        d = judge(cases[0])
-        if len(cases) > 1 and d.verdict != "engine":  # only a probe shows it
-            d = judge(cases[1])
-        show(d, out, every=all_taps, json=json)
-    return {"within": 0, "not comparable": NOT_COMPARABLE}.get(d.verdict, FOUND)
-
-
-def _run(
-    model: str,
-    engine: str,
-    original: str | None,
-    prompt: str | None,
-    ids: tuple[int, ...] | None,
-    kv: str,
-    dtype: str,
-    threads: int | None,
-    out: Path | None,
-    quick: bool,
-) -> list[Evidence]:
-    """Run the engine here."""
-    from quantscope.cli.output import check_folder
-    from quantscope.diagnose.gather import from_engine
-    from quantscope.engines import Request, check
-    from quantscope.inputs import prompt_ids
-
-    request = Request(engine, model, ids or tuple(prompt_ids(model, prompt)), dtype=dtype, kv=kv, threads=threads)  # type: ignore[arg-type]
-    check(request)
-    keep = None
     if out is not None:
         check_folder(out)
-        out.mkdir(parents=True, exist_ok=True)
-        keep = out / f"{engine}.safetensors"
-    return from_engine(request, original, keep=keep, probes=not quick)
-
-
-def _given(
-    model: str, path: str, original: str | None, prompt: str | None, ids: tuple[int, ...] | None, first_batch: int | None
-) -> Evidence:
-    """A trace that is there."""
-    from quantscope.diagnose.gather import from_trace
-    from quantscope.trace_file import load
-
-    return from_trace(model, load(Path(path)), path, original, prompt=prompt, ids=ids, n_prompt=first_batch)
+    with language(lang.value):
+        d = run(
+            model,
+            against,
+            original=original,
+            prompt=prompt,
+            tokens=None if tokens is None else parse_ids(tokens),
+            first_batch=first_batch,
+            kv=kv.value,
+            dtype=dtype.value,
+            threads=threads,
+            probes=not quick,
+            keep=out,
+        )
+        show(d, out, every=all_taps, json=json)
+    return {"within": 0, "not comparable": NOT_COMPARABLE}.get(d.verdict, FOUND)
 
 
 def show(d: Diagnosis, out: Path | None, *, every: bool, json: bool) -> None:

@@ -9,7 +9,10 @@ import typer
 
 from quantscope.cli.lang import Lang, LangOption
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file or a Hugging Face folder.", show_default=False)]
+File = Annotated[
+    str,
+    typer.Argument(metavar="FILE", help="A GGUF file, a Hugging Face folder, or a name: hf:OWNER/REPO, ollama:NAME.", show_default=False),
+]
 Tensors = Annotated[bool, typer.Option("--tensors", help="One line per tensor instead of one per kind of tensor.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
@@ -22,7 +25,7 @@ def inspect(file: File, tensors: Tensors = False, json: Json = False, lang: Lang
     from quantscope.sources.resolve import open_source
     from quantscope.sources.summary import summarize
 
-    source = open_source(file, allow_truncated=True)
+    source = open_source(file, allow_truncated=True, as_stored=True)
     try:
         summary = summarize(source)
     finally:

@@ -27,6 +27,7 @@ from quantscope.cli.recipe import recipe
 from quantscope.cli.report import report
 from quantscope.cli.sensitivity import sensitivity
 from quantscope.cli.study import study
+from quantscope.cli.tables import tables
 from quantscope.cli.trace import trace
 from quantscope.cli.weights import weights
 from quantscope.errors import QuantscopeError, UsageError
@@ -49,6 +50,7 @@ app = typer.Typer(
 app.command(short_help="The whole analysis of a bundled trained model.")(demo)
 app.command(short_help="One model in many quantizations, layer by layer.")(study)
 app.command(short_help="A finished study again: a page, Markdown or JSON.")(report)
+app.command(short_help="A study's tables as CSV or Parquet files.")(tables)
 app.command(short_help="What one engine shows at every tap.")(trace)
 app.command("import", short_help="A trace of another engine's log, dump or table.")(import_)
 app.command(short_help="Two traces tap by tap, and where they part.")(compare)

@@ -51,7 +51,11 @@ Correct = Annotated[
 ]
 Text = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="UTF-8 text that corrections are fitted to; a fifth of it judges them.", show_default=False),
+    typer.Option(
+        metavar="FILE",
+        help="UTF-8 text that corrections are fitted to; a fifth of it judges them; - reads standard input.",
+        show_default=False,
+    ),
 ]
 Ctx = Annotated[int, typer.Option(metavar="N", min=8, help="Tokens of a chunk of the text.")]
 Chunks = Annotated[int | None, typer.Option(metavar="N", min=1, help="Chunks of the text to use.  [default: all]", show_default=False)]

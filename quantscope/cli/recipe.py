@@ -34,7 +34,10 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A GGUF file, best F16, BF16 or F32, or a Hugging Face folder.", show_default=False)
 ]
 Text = Annotated[
-    Path, typer.Option(metavar="FILE", help="UTF-8 text that the recipe is found on; a fifth of it judges.", show_default=False)
+    Path,
+    typer.Option(
+        metavar="FILE", help="UTF-8 text that the recipe is found on; a fifth of it judges; - reads standard input.", show_default=False
+    ),
 ]
 Bpw = Annotated[float | None, typer.Option(metavar="X", help="Bits per weight, over all tensors.", show_default=False)]
 Size = Annotated[str | None, typer.Option(metavar="SIZE", help="Size of the file, as in 600M or 4.5G.", show_default=False)]

@@ -25,7 +25,9 @@ DEFAULT_CTX, DEFAULT_CHUNKS = 256, 32
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A GGUF file, best F16, BF16 or F32, or a Hugging Face folder.", show_default=False)
 ]
-Text = Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text that the model is run on.", show_default=False)]
+Text = Annotated[
+    Path, typer.Option(metavar="FILE", help="UTF-8 text that the model is run on; - reads standard input.", show_default=False)
+]
 Types = Annotated[str, typer.Option(metavar="T,T,...", help="Tensor types to score.")]
 Chunks = Annotated[int, typer.Option(metavar="N", help="Use at most the first N chunks of the text.")]
 Ctx = Annotated[int, typer.Option(metavar="N", help="Tokens per chunk of the text.")]

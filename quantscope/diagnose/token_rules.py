@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from quantscope.tokenizers.ggml import GgmlTokenizer
 from quantscope.tokenizers.pretokenize import PreTokenizer, split
-from quantscope.tokenizers.vocabulary import BYTE_TO_CHAR, Kind, Vocabulary
+from quantscope.tokenizers.vocabulary import BYTE_TO_CHAR, MODELS, Kind, Vocabulary
 
 if TYPE_CHECKING:
     from quantscope.tokenizers.huggingface import JsonTokenizer
@@ -146,7 +146,7 @@ def _spaces_alone(v: Vocabulary) -> Cut:
 
 # key → (how a stretch is cut, for which kinds of vocabulary, whether it needs the vocabulary's own scores or merges)
 CUTS: dict[str, tuple[Callable[[Vocabulary], Cut], tuple[str, ...], bool]] = {
-    OWN: (_own, ("llama", "gpt2"), True),
+    OWN: (_own, tuple(MODELS), True),
     "no-merges": (_no_merges, ("llama", "gpt2"), False),
     "bytes": (lambda v: lambda text: _bytes(v, text.replace(" ", SPACE)), ("llama",), False),
     "non-ascii-bytes": (_non_ascii_bytes, ("llama",), True),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import llama_cpp
 import numpy as np
@@ -32,7 +31,7 @@ def run(request: Request, collect: Collector) -> Trace:
             f"convert_hf_to_gguf.py, or trace it with --engine transformers."
         )
     n = len(request.tokens)
-    with LlamaSession(Path(request.model), n_ctx=max(n, 1), kv=request.kv, n_threads=request.threads or available_cpus()) as llama:
+    with LlamaSession(source.path, n_ctx=max(n, 1), kv=request.kv, n_threads=request.threads or available_cpus()) as llama:
         check_ids(request.tokens, llama.n_vocab, llama.n_ctx_train)
         if request.steps:
             steps = Steps(collect)

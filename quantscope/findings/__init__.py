@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 
 from quantscope import metrics
-from quantscope.findings import engines, layers, logits, ops, tokens
+from quantscope.findings import cache, engines, layers, logits, ops, tokens
 from quantscope.language import ENGLISH, current
 from quantscope.results import Finding, Flag, LayerRow, Study, Variant
 from quantscope.wording import printable
@@ -30,6 +30,7 @@ RULES: tuple[Rule, ...] = (
     tokens.generated,
     tokens.smallest_that_keeps,
     logits.kl_order,
+    cache.cost,
     logits.pairs,
     logits.floor,
     logits.base,

@@ -34,12 +34,12 @@ def keepers(study: Study) -> tuple[list[Variant], list[Variant]]:
 def smallest(variants: list[Variant]) -> Variant | None:
     """The variant with the fewest bytes; None when no size is known."""
     sized = [v for v in variants if v.file_bytes is not None]
-    return min(sized, key=lambda v: v.file_bytes or 0, default=None)
+    return min(sized, key=lambda v: v.footprint, default=None)
 
 
 def by_size(variants: list[Variant]) -> list[Variant]:
     """Largest first; variants of unknown size last."""
-    return sorted(variants, key=lambda v: -(v.file_bytes or 0))
+    return sorted(variants, key=lambda v: v.footprint, reverse=True)
 
 
 def names(variants: list[Variant]) -> str:
@@ -280,10 +280,10 @@ def agreement(study: Study) -> Finding | None:
 
 def same_weights(study: Study) -> Finding | None:
     """Presets that come to the same types because blocks do not fill the rows of this model."""
-    groups: dict[tuple[tuple[str, str], ...], list[Variant]] = {}
+    groups: dict[tuple[object, ...], list[Variant]] = {}
     for v in study.quantized:
         if v.types and v.path is None:
-            groups.setdefault(tuple(sorted(v.types.items())), []).append(v)
+            groups.setdefault((v.kv, *sorted(v.types.items())), []).append(v)
     alike = [group for group in groups.values() if len(group) > 1]
     if not alike:
         return None
@@ -314,6 +314,13 @@ def limits(study: Study) -> Finding | None:
             "All variants were run by the same reference with exact arithmetic, but the original's distributions come from {original}: the "
             "arithmetic of whatever program wrote that file is in every difference, beside the weights'.",
             original=study.original,
+        )
+    elif any(v.kv for v in study.variants):
+        about = say(
+            "All variants were run by the same reference with exact arithmetic, so what differs comes from the weights, and in the "
+            "variants with kv= in their names from keys and values as a cache of that type gives them back. An engine that gives "
+            "something else for one of these files, the same cache and the same token ids differs for another reason: its own "
+            "arithmetic, its code, or other ids."
         )
     else:
         about = say(

@@ -43,14 +43,15 @@ def _plain(value: Any) -> Any:
 
 def render(summary: Summary, every_tensor: bool = False) -> RenderableType:
     """Size, types, tensors and metadata; tensors that repeat in every layer take one line unless ``every_tensor``."""
-    parts: list[RenderableType] = [Prose(_headline(summary), style="bold"), *_damage(summary)]
+    parts: list[RenderableType] = [Prose(headline(summary), style="bold"), *_damage(summary)]
     parts += [*_heading(say("Types")), _indented(_types(summary))]
     parts += [*_heading(say("Tensors")), _indented(_tensors([[t] for t in summary.tensors] if every_tensor else alike(summary.tensors)))]
     parts += [*_heading(say("Metadata")), _indented(_metadata(summary))]
     return Group(*parts)
 
 
-def _headline(s: Summary) -> str:
+def headline(s: Summary) -> str:
+    """What the file is, how large, and in how many bits per weight."""
     container = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in s.container.items())
     kind = "GGUF" if s.format == "gguf" else say("Hugging Face folder")
     return say(

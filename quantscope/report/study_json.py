@@ -6,9 +6,10 @@ import json
 import re
 from pathlib import Path
 
-from quantscope.errors import CorruptFileError
+from quantscope.errors import CorruptFileError, MissingFileError
 from quantscope.results import Study
 
+NAME = "study.json"
 _NUMBER = r"(?:-?[\d.eE+-]+|null)"
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
 _FLAT = re.compile(rf"\[\n\s*((?:{_NUMBER}|{_STRING},\n\s*{_NUMBER})(?:,\n\s*{_NUMBER})*)\n\s*\]")  # no string holds a line break
@@ -24,11 +25,22 @@ def dump(study: Study) -> str:
 
 
 def load(path: Path) -> Study:
-    """The study of a study.json.  Raises CorruptFileError and UnsupportedVersionError with the file's name."""
+    """The study that a study.json holds; path: the file, or the folder of a study.
+
+    Raises MissingFileError, CorruptFileError for what is no study, UnsupportedVersionError.
+    """
+    file = path / NAME if path.is_dir() else path
     try:
-        return Study.from_json(json.loads(path.read_text("utf-8")))
-    except ValueError as e:  # of JSON, or of UTF-8
-        raise CorruptFileError(
-            f"{path}: expected JSON as `quantscope study` writes it, found something else: {e}. The file was probably cut short: run the "
-            f"study again."
+        text = file.read_text("utf-8")
+    except OSError as e:
+        raise MissingFileError(
+            f"{file}: expected the {NAME} of a finished study: {e.strerror or e}. The study was interrupted, or kept in another folder: "
+            f"run it again with the same command, or give the DIR that it named."
         ) from e
+    except UnicodeDecodeError as e:
+        raise CorruptFileError(f"{file}: byte {e.start:,} is not UTF-8, expected the {NAME} of a study. Give the DIR of a study.") from e
+    try:
+        data = json.loads(text)
+    except ValueError as e:
+        raise CorruptFileError(f"{file}: expected a JSON object, but {e}. The file was cut short or edited: run the study again.") from e
+    return Study.from_json(data)

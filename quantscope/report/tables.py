@@ -281,15 +281,18 @@ def sizes(study: Study) -> Section:
     """File size, bits per weight, and how many tensors have which type."""
     shown = [v for v in study.variants if v.file_bytes is not None or v.bpw is not None or v.types]
     whole = study.reference.file_bytes if study.reference else None
+    cached = any(v.kv for v in shown)
     rows = tuple(
         (
             label(study, v),
             size(v.file_bytes),
             percent(v.file_bytes / whole, 3) if whole and v.file_bytes else MISSING,
             fixed(v.bpw, 2),
+            *((size(v.kv_bytes),) if cached else ()),
             joined(f"{n} × {t}" for t, n in v.type_counts().items()) or MISSING,
         )
         for v in shown
     )
-    columns = (say("variant"), say("file size"), say("of original"), say("bits/weight"), say("tensors by type"))
-    return Section(say("Size"), "", (Table(columns, rows, text_columns=frozenset({0, 4})),) if rows else ())
+    cache = (say("cache/token"),) if cached else ()
+    columns = (say("variant"), say("file size"), say("of original"), say("bits/weight"), *cache, say("tensors by type"))
+    return Section(say("Size"), "", (Table(columns, rows, text_columns=frozenset({0, len(columns) - 1})),) if rows else ())

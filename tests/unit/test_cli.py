@@ -136,14 +136,14 @@ class TestStudyOptions:
 
 
 class TestOutput:
-    def test_writes_all_files_and_says_where(self, fake: Fake, tmp_path: Path, capsys: Capture) -> None:
+    def test_writes_its_files_and_says_where(self, fake: Fake, tmp_path: Path, capsys: Capture) -> None:
         fake(good)
         assert main(["study", "models/tiny.Q8.gguf"]) == 0
         out, err = capsys.readouterr()
         folder = tmp_path / "quantscope-tiny.Q8"
         assert sorted(p.name for p in folder.iterdir()) == ["report.html", "report.md", "study.json"]
-        html, md, data = (Path("quantscope-tiny.Q8") / name for name in ("report.html", "report.md", "study.json"))
-        assert f"Wrote {html}, {md} and {data}." in err
+        names = [str(Path("quantscope-tiny.Q8") / name) for name in ("report.html", "report.md", "study.json")]
+        assert f"Wrote {names[0]}, {names[1]} and {names[2]}." in err
         assert "Layer by layer" in out
         assert "\x1b" not in out + err
         assert Study.from_json(json.loads((folder / "study.json").read_text("utf-8"))).original == "F16"

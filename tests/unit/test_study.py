@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from quantscope import plan, stages, study
+from quantscope import plan, stages
 from quantscope.cli.report import told_of
 from quantscope.errors import ShapeError, StudyDiskError, StudyMismatchError, UsageError, VocabularyError
 from quantscope.meters import Record, join_batches
@@ -79,7 +80,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list
         done.append((stage.name, index))
         return run_batch(stage, index, step)
 
-    monkeypatch.setattr(study, "run_batch", computed)
+    monkeypatch.setattr(sys.modules[run_study.__module__], "run_batch", computed)
     return done
 
 
