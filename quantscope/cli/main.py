@@ -88,6 +88,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         code = app(args=list(arguments), prog_name="quantscope", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # typer makes this of a KeyboardInterrupt, and says nothing
+            return _interrupted()
         return code if isinstance(code, int) else 0
     except QuantscopeError as e:
         complain(type(e).__name__, str(e))
@@ -96,10 +98,7 @@ def main(arguments: Sequence[str]) -> int:
         complain(UsageError.__name__, _usage(e))
         return UsageError.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        complain(
-            "Interrupted", "no report was written. A study of a text keeps its finished batches: give the same command again to go on."
-        )
-        return INTERRUPTED
+        return _interrupted()
     except (BrokenPipeError, SystemExit):  # into which typer turns a closed pipe, and nothing else here
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again when it flushes at exit
         return BROKEN_PIPE
@@ -113,6 +112,15 @@ def main(arguments: Sequence[str]) -> int:
             "output of `quantscope --version`.",
         )
         return INTERNAL_ERROR
+
+
+def _interrupted() -> int:
+    complain(
+        "Interrupted",
+        "no report was written. A study of a text keeps its finished batches: give the same command again to go on, or see what there is "
+        "with `quantscope report DIR`.",
+    )
+    return INTERRUPTED
 
 
 def _usage(error: Exception) -> str:

@@ -86,7 +86,7 @@ def _text_line(study: Study) -> str:
     if t is None:
         return ""
     chunks, n_ctx = count(t.n_chunks, "chunk"), f"{t.n_ctx:,}"
-    if t.n_chunks_given is not None and t.n_chunks < t.n_chunks_given:
+    if t.n_chunks_given is not None and t.n_chunks < t.n_chunks_given and study.interrupted is None:
         what = say(
             "{chunks} of {n_ctx} (of {given}: stopped early, every mean KL being known well enough)",
             chunks=chunks,

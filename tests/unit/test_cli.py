@@ -220,7 +220,9 @@ class TestExitCodes:
     def test_interrupt(self, fake: Fake, tmp_path: Path, capsys: Capture) -> None:
         fake(self.failing(KeyboardInterrupt()))
         assert main(["study", "m.gguf"]) == 130
-        assert "Traceback" not in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        assert "give the same command again to go on" in " ".join(said.split())
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(

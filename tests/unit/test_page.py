@@ -182,6 +182,7 @@ def test_an_incomplete_study_says_so() -> None:
     assert '<p class="warning" role="alert">Incomplete: interrupted after 3 of 8 batches of the text' in text
     assert text.count("Incomplete: interrupted") == 1
     assert "Incomplete: interrupted after 3 of 8 batches" in markdown(study)
+    assert "stopped early" not in text + markdown(study)
     assert "Incomplete: interrupted before the text" in html(
         study_page(dataclasses.replace(study, interrupted=Interrupted("prompt", 1, 1)))
     )

@@ -47,7 +47,7 @@ def study_page(study: Study) -> Page:
     return Page(
         say("quantscope study of {name}", name=printable(name)),
         answer.text if answer else "",
-        tuple(study_tables.header(dataclasses.replace(study, interrupted=None))),
+        tuple(line for line in study_tables.header(study) if line != study_tables.interrupted(study)),
         tuple(b for b in made if b.charts or b.tables or b.lines or b.passage),
         tuple(label(study, v) for v in ordered(study)),
         None if study.reference is None else label(study, study.reference),
