@@ -7,7 +7,7 @@ JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-slow check format benchmark benchmark-study benchmark-scaling benchmark-cuda benchmark-faults benchmark-sensitivity clean
+.PHONY: help demo test test-long test-slow test-browser check format docs docs-serve benchmark benchmark-study benchmark-scaling benchmark-cuda benchmark-faults benchmark-sensitivity clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -26,23 +26,39 @@ demo: $(VENV)/.base  ## the whole analysis of the bundled trained model
 	$(BIN)/quantscope demo
 
 test: $(VENV)/.dev  ## unit, oracle and end-to-end tests
-	$(BIN)/python -m pytest -m "not slow and not long"
+	$(BIN)/python -m pytest -m "not slow and not long and not browser"
 
 test-long: $(VENV)/.dev  ## the tests that take half a minute each: clusters, converters, planted engines
-	$(BIN)/python -m pytest -m "long and not slow"
+	$(BIN)/python -m pytest -m "long and not slow and not browser"
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
-check: $(VENV)/.dev  ## formatting, lint, types, import order
+# where there is no Chromium the tests are skipped and say so; Debian's is installed where that is allowed
+test-browser: $(VENV)/.dev  ## the HTML pages in a real browser
+	command -v chromium >/dev/null || (apt-get install -y -qq chromium fonts-noto-cjk >/dev/null 2>&1 || true)
+	$(BIN)/python -m pytest -m browser
+
+check: $(VENV)/.dev  ## formatting, lint, types, import order, catalogue of sentences
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m tools.check_imports
+	$(BIN)/python -m tools.check_catalogue
 
 format: $(VENV)/.dev  ## apply formatting and safe lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+PAGES := cli_reference api_reference architecture fault_table
+
+docs: $(VENV)/.dev  ## write the generated pages and build the documentation site, strictly, into build/site
+	for page in $(PAGES); do $(BIN)/python -m tools.$$page || exit 1; done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open build/site/index.html."
+
+docs-serve: $(VENV)/.dev  ## the documentation site while you write
+	$(BIN)/mkdocs serve
 
 benchmark: $(VENV)/.dev  ## throughput beside ggml's own functions
 	$(BIN)/python -m benchmarks.codecs

@@ -6,17 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from quantscope.kld_base import KldBase
 from quantscope.logit_stats import all_pairs, logit_stats
-from quantscope.meters import NEXT_FIELDS, Record, join_batches, tap_list
+from quantscope.meters import Record, join_batches, tap_list
+from quantscope.metrics import first_argmax, rank
 from quantscope.model.taps import EMBD
+from quantscope.passage import passage, top_tokens
 from quantscope.results import (
     STUDY_VERSION,
     BaseInfo,
     Generated,
+    Interrupted,
     LayerRow,
     LogitStats,
     ModelInfo,
@@ -32,19 +35,25 @@ from quantscope.stages import Job, Stage
 from quantscope.tap_stats import TapStats, op_row
 from quantscope.variants import Candidate, Lineup
 
-Floats = NDArray[np.float64]
 
+def assemble(
+    job: Job, records: Mapping[str, Sequence[Record]], provenance: dict[str, Any], interrupted: Interrupted | None = None
+) -> Study:
+    """The study of these stages' records; growth, flags and findings are added by ``findings.complete``.
 
-def assemble(job: Job, records: Mapping[str, Sequence[Record]], provenance: dict[str, Any]) -> Study:
-    """The study of these stages' records; growth, flags and findings are added by ``findings.complete``."""
+    interrupted: some of the records are not there yet; the first batch of a prompt or a text must be.
+    """
     joined = {name: join_batches(parts) for name, parts in records.items()}
-    walks = [(s, joined[s.name]) for s in job.stages if s.name != "floor"]
+    walks = [(s, joined[s.name]) for s in job.stages if s.name in joined and s.name != "floor"]
     (first, table), (last, whole) = walks[0], walks[-1]  # the same one, unless there is a prompt and a text
-    tokens = generated(job, table["next"][first.row(0) :], has_reference=first.has_reference)
-    prompt, text = job.inputs.prompt, job.inputs.text
+    after = torch.from_numpy(table["last"][first.row(0) :]).double()  # [M,V], where the generated tokens are chosen
+    tokens = generated(job, after, has_reference=first.has_reference)
+    prompt, text = job.inputs.prompt, job.inputs.text if last.labelled else None
+    names = [c.member.name for c in job.lineup.candidates]
+    lead = [base_name(job)] if last.base else []
     return Study(
         version=STUDY_VERSION,
-        original=base_name(job) if job.base else job.lineup.candidates[0].member.name if job.lineup.has_original else None,
+        original=base_name(job) if last.base else job.lineup.candidates[0].member.name if job.lineup.has_original else None,
         variants=_of_base(job, last, whole)
         + tuple(
             _variant(c, layer_rows(first, table, m), (tokens[m],), stats_of(last, whole, m), op_rows(last, whole, m))
@@ -56,9 +65,12 @@ def assemble(job: Job, records: Mapping[str, Sequence[Record]], provenance: dict
         text=text_info(text.info, whole) if text and isinstance(text.info, TextInfo) else None,
         notes=job.lineup.notes + (job.inputs.tokenizer.notes if job.inputs.tokenizer else ()),
         plan=last.plan,
-        floor=floor(joined["floor"]) if "floor" in joined else None,
+        floor=floor(job.stage("floor"), joined["floor"]) if "floor" in joined else None,
         paired=paired(last, whole),
-        base=base_info(job.base, whole) if job.base else None,
+        base=base_info(last.base, whole) if last.base else None,
+        interrupted=interrupted,
+        top=top_tokens(names, after, job.inputs.tokenizer),
+        passage=passage(last, whole, [*lead, *names], n_scored(last, whole), job.inputs.tokenizer),
     )
 
 
@@ -71,10 +83,10 @@ def base_name(job: Job) -> str:
 
 def _of_base(job: Job, stage: Stage, record: Record) -> tuple[Variant, ...]:
     """The original of which nothing but its log-probabilities is here."""
-    if job.base is None:
+    if stage.base is None:
         return ()
     stats = logit_stats(log_p=record["log_p"][0], n_positions=record["log_p"][0].size)
-    return (Variant(base_name(job), {}, None, None, logits=stats, path=str(job.base.path)),)
+    return (Variant(base_name(job), {}, None, None, logits=stats, path=str(stage.base.path)),)
 
 
 def base_info(base: KldBase, record: Record) -> BaseInfo:
@@ -108,14 +120,15 @@ def op_rows(stage: Stage, record: Record, member: int) -> tuple[OpRow, ...]:
     return tuple(rows)
 
 
-def generated(job: Job, rows: Floats, *, has_reference: bool) -> list[Generated]:
-    """The greedy token of each variant, from NEXT_FIELDS."""
+def generated(job: Job, logits: Tensor, *, has_reference: bool) -> list[Generated]:
+    """The greedy token of each variant from its logits, [M,V] float64, the original's first."""
     out = []
-    for row in rows:
-        f = dict(zip(NEXT_FIELDS, row.tolist(), strict=True))
-        i = int(f["id"])
+    for own in logits:
+        best = first_argmax(own)
+        i = int(best)
         text = job.inputs.tokenizer.piece(i) if job.inputs.tokenizer else ""
-        out.append(Generated(text, i, f["logit"], int(f["rank"]), int(f["rank_in_original"]) if has_reference else None, f["prob"]))
+        there = int(rank(logits[0], best)) if has_reference else None
+        out.append(Generated(text, i, float(own[i]), int(rank(own, best)), there, float(own.softmax(-1)[i])))
     return out
 
 
@@ -123,14 +136,19 @@ def stats_of(stage: Stage, record: Record, member: int) -> LogitStats:
     """Logits of one variant beside the original's: [C,P] of each quantity."""
     row, log_p = stage.row(member), record.get("log_p")
     compared = stage.compares and row > 0
-    n_chunks = record["kl" if "kl" in record else "log_p"].shape[1] if "kl" in record or log_p is not None else len(stage.ids)
     return logit_stats(
         kl=record["kl"][row] if compared else None,
         same_top=record["same_top"][row] if compared else None,
         log_p=None if log_p is None else log_p[row],
         ref_log_p=log_p[0] if log_p is not None and compared else None,
-        n_positions=n_chunks * (stage.last - stage.first),
+        n_positions=n_scored(stage, record),
     )
+
+
+def n_scored(stage: Stage, record: Record) -> int:
+    """Positions of all chunks that were run: a text may stop early, a prompt is a single chunk."""
+    n_chunks = record["log_p"].shape[1] if "log_p" in record else len(stage.ids)
+    return n_chunks * (stage.last - stage.first)
 
 
 def paired(stage: Stage, record: Record) -> tuple[Paired, ...]:
@@ -144,16 +162,19 @@ def text_info(given: TextInfo, record: Record) -> TextInfo:
     return replace(given, n_chunks=n_chunks, n_scored=n_chunks * n_scored, n_chunks_given=given.n_chunks)
 
 
-def floor(record: Record) -> NumericalFloor:
+def floor(stage: Stage, record: Record) -> NumericalFloor:
     kl = record["kl"][1]
-    return NumericalFloor(float(kl.mean()), float(kl.max()), kl.size)
+    layers = tuple(row.nmse for row in layer_rows(stage, record, 1) if row.nmse is not None)
+    return NumericalFloor(float(kl.mean()), float(kl.max()), kl.size, layers)
 
 
 def _variant(
     c: Candidate, layers: tuple[LayerRow, ...], tokens: tuple[Generated, ...], logits: LogitStats, ops: tuple[OpRow, ...]
 ) -> Variant:
     types = {name: t.name for name, t in c.types.items()}
-    return Variant(c.member.name, types, c.file_bytes, c.bpw, tokens, layers, logits, c.path, ops=ops)
+    config = c.member.weights.config
+    kv_bytes = c.kv.bytes_per_token(config.n_layer, config.n_head_kv, config.head_dim, config.value_dim) if c.kv else None
+    return Variant(c.member.name, types, c.file_bytes, c.bpw, tokens, layers, logits, c.path, ops, c.kv.name if c.kv else None, kv_bytes)
 
 
 def _model_info(lineup: Lineup) -> ModelInfo:

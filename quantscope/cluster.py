@@ -21,6 +21,7 @@ import torch
 from quantscope.errors import ClusterError, MissingExtraError, QuantscopeError, StudyMismatchError, UsageError
 from quantscope.meters import Record, join_groups
 from quantscope.results import PlanInfo, StudyOptions
+from quantscope.sources.resolve import is_name
 from quantscope.stages import Job, Stage, prepare, run_batch
 
 RETRIES = 5  # of a task whose machine is lost
@@ -94,7 +95,7 @@ def _with_absolute_paths(options: StudyOptions) -> StudyOptions:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).absolute())
+    return path if is_name(path) else str(Path(path).absolute())
 
 
 def member_groups(n_members: int, has_reference: bool, n_groups: int) -> list[list[int]]:

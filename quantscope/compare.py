@@ -20,8 +20,10 @@ from torch import Tensor
 
 from quantscope.errors import TraceContentError
 from quantscope.fingerprint import RELATIVE_SD, estimate_nmse, fingerprint
+from quantscope.language import mark, retold, say
 from quantscope.metrics import cos_sim, mean, nmse, rms
 from quantscope.model.taps import graph_order
+from quantscope.phrases import clauses
 from quantscope.trace import Evidence, Fingerprint, Full, Origin, Positions, Sample, Stats, Trace, check_same_run, covered, rows_of
 from quantscope.weights import interleave_rows
 
@@ -132,23 +134,36 @@ def _some(taps: Mapping[str, object]) -> str:
 def _floors(ref: Trace, test: Trace, predicted: Trace | None, floor: float | None) -> tuple[Callable[[str], float], str]:
     """The floor of each tap, and where it comes from."""
     if floor is not None:
-        return lambda tap: floor, f"an NMSE of {floor:g} at every tap, as asked for"
+        return lambda tap: floor, say("an NMSE of {floor} at every tap, as asked for", floor=f"{floor:g}")
     known = predictions(ref, test, predicted)
     if not known and _both_exact(ref, test):
-        return lambda tap: EXACT_FLOOR, f"an NMSE of {EXACT_FLOOR:g}, the order of float32 sums"
+        return lambda tap: EXACT_FLOOR, say("an NMSE of {floor}, the order of float32 sums", floor=f"{EXACT_FLOOR:g}")
     if not known:
-        wiser = (
-            "--predicted with `quantscope trace MODEL --arithmetic bf16`" if _in_bf16(test) else "a reference of `quantscope trace MODEL`"
-        )
-        return (
-            lambda tap: ROUNDING_FLOOR,
-            f"an NMSE of {ROUNDING_FLOOR:g}, a wide allowance for engines that round activations; {wiser} says what this file needs",
-        )
+        return lambda tap: ROUNDING_FLOOR, _wide_allowance(test)
     largest = max(known.values())
-    whose = "bfloat16" if predicted is not None and _in_bf16(predicted) else "ggml's arithmetic (8-bit activations, 16-bit cache)"
+    bf16 = predicted is not None and _in_bf16(predicted)
     return (
         lambda tap: PREDICTED_TIMES * known.get(tap, largest) + EXACT_FLOOR,
-        f"{PREDICTED_TIMES:g} times what {whose} changes at the same tap",
+        say(
+            "{times} times what {arithmetic} changes at the same tap",
+            times=f"{PREDICTED_TIMES:g}",
+            arithmetic="bfloat16" if bf16 else say("ggml's arithmetic (8-bit activations, 16-bit cache)"),
+        ),
+    )
+
+
+def _wide_allowance(test: Trace) -> str:
+    floor = f"{ROUNDING_FLOOR:g}"
+    if _in_bf16(test):
+        return say(
+            "an NMSE of {floor}, a wide allowance for engines that round activations; --predicted with `quantscope trace MODEL "
+            "--arithmetic bf16` says what this file needs",
+            floor=floor,
+        )
+    return say(
+        "an NMSE of {floor}, a wide allowance for engines that round activations; a reference of `quantscope trace MODEL` says what this "
+        "file needs",
+        floor=floor,
     )
 
 
@@ -208,11 +223,19 @@ def _rows(ref: Trace, test: Trace, tap: str, floor_of: Callable[[Evidence], floa
 
 
 def _at(positions: Positions) -> str:
-    return "" if positions is None else f"positions {positions[0]} to {positions[-1]}" if len(positions) > 1 else f"position {positions[0]}"
+    if positions is None:
+        return ""
+    if len(positions) == 1:
+        return say("position {position}", position=positions[0])
+    return say("positions {first} to {last}", first=positions[0], last=positions[-1])
 
 
 def _joined(*notes: str) -> str:
-    return "; ".join(note for note in notes if note)
+    return clauses(note for note in notes if note)
+
+
+def _shapes(a: Tensor | Sample, b: Tensor | Sample) -> str:
+    return say("shapes {shape} and {other}", shape=list(a.shape), other=list(b.shape))
 
 
 def _values(ref: Trace, test: Trace, tap: str, piece: Full, floor: float) -> Row | None:
@@ -221,15 +244,14 @@ def _values(ref: Trace, test: Trace, tap: str, piece: Full, floor: float) -> Row
         return _other_way(ref, test, tap, piece, floor)
     a, b, note = found[0], found[1], ""
     if a.shape != b.shape:
-        return Row(tap, "values", math.nan, floor, "differs", note=f"shapes {list(a.shape)} and {list(b.shape)}", n_all=a.numel())
+        return Row(tap, "values", math.nan, floor, "differs", note=_shapes(a, b), n_all=a.numel())
     b, note = _channel_order(tap, a, b, test.origin, ref.origin)
     if not b.isfinite().all():
         bad = int((~b.isfinite()).sum())
         first = tuple(int(i) for i in (~b.isfinite()).nonzero()[0])
         worst = Worst(first, a[first].item(), b[first].item())
-        return Row(
-            tap, "values", math.inf, floor, "differs", worst=worst, n=b.numel(), n_all=b.numel(), note=f"{bad} values are not finite"
-        )
+        note = say("{n} values are not finite", n=bad)
+        return Row(tap, "values", math.inf, floor, "differs", worst=worst, n=b.numel(), n_all=b.numel(), note=note)
     error = nmse(a.flatten(), b.flatten()).item()
     return Row(
         tap,
@@ -280,7 +302,7 @@ def _channel_order(tap: str, a: Tensor, b: Tensor, test: Origin, ref: Origin) ->
         return b, ""
     in_order = interleave_rows(b.T, b.shape[-1] // config["head_dim"]).T
     if nmse(a.flatten(), in_order.flatten()) < 0.1 * nmse(a.flatten(), b.flatten()):
-        return in_order, "channels were half-split (Hugging Face order), reordered"
+        return in_order, say("channels were half-split (Hugging Face order), reordered")
     return b, ""
 
 
@@ -301,7 +323,7 @@ def _fingerprints(ref: Trace, test: Trace, tap: str, piece: Fingerprint, floor: 
     if own is None:
         return None
     if own.n != piece.n:
-        return Row(tap, "fingerprint", math.nan, floor, "differs", note=f"{own.n} and {piece.n} values", n_all=own.n)
+        return Row(tap, "fingerprint", math.nan, floor, "differs", note=say("{n} and {other} values", n=own.n, other=piece.n), n_all=own.n)
     error = estimate_nmse(own, piece)
     # an estimate three standard deviations above the floor is no chance
     verdict: Verdict = "differs" if not error <= floor * (1 + 3 * RELATIVE_SD) else "within"
@@ -320,8 +342,7 @@ def _samples(ref: Trace, test: Trace, tap: str, piece: Sample, floor: float) -> 
     rows = full.values if wanted is None else rows_of(full, ref.origin, wanted)
     narrower = piece.shape[0] == 1 == len(rows) and piece.shape[-1] < rows.shape[-1]  # a log that does not say the width of a tap
     if tuple(rows.shape) != piece.shape and not narrower:
-        found = f"shapes {list(rows.shape)} and {list(piece.shape)}"
-        return Row(tap, "sample", math.nan, floor, "differs", note=found, n_all=rows.numel())
+        return Row(tap, "sample", math.nan, floor, "differs", note=_shapes(rows, piece), n_all=rows.numel())
     everything = rows.double()
     return _sampled(tap, everything.flatten()[piece.index], piece, floor, tuple(rows.shape), everything.square().mean().item())
 
@@ -354,7 +375,7 @@ def _sampled(tap: str, a: Tensor, piece: Sample, floor: float, shape: tuple[int,
     printed = 0.0 if piece.digits is None else _ratio(10.0 ** (-2 * piece.digits) / 12, mean_square)
     k = int((a - b).abs().argmax())
     index = tuple(int(i) for i in torch.unravel_index(piece.index[k], shape))
-    note = f"printed to {piece.digits} decimals" if piece.digits is not None else ""
+    note = say("printed to {n} decimals", n=piece.digits) if piece.digits is not None else ""
     floor = (floor + PREDICTED_TIMES * printed) * _sampling_allowance(a.numel())
     worst = Worst(index, a[k].item(), b[k].item())
     return Row(tap, "sample", error, floor, _judge(error, floor), cos_sim(a, b).item(), worst, a.numel(), math.prod(shape), note)
@@ -417,7 +438,7 @@ def _lower_bound(own: Mapping[str, float], piece: Stats, n: int) -> tuple[float,
     if not bounds:
         return math.nan, ""
     name = max(bounds, key=lambda k: bounds[k])
-    return bounds[name], f"{name} {own[name]:.6g} and {piece.values[name]:.6g}"
+    return bounds[name], say("{statistic} {value} and {other}", statistic=name, value=f"{own[name]:.6g}", other=f"{piece.values[name]:.6g}")
 
 
 def _judge(error: float, floor: float) -> Verdict:
@@ -435,32 +456,36 @@ _BY_STRENGTH: tuple[tuple[type[Evidence], Callable[..., Row | None]], ...] = (
 # ---- what such evidence can and cannot show ------------------------------------------------------------------------------------------
 
 _SHOWS: dict[Kind, str] = {
-    "fingerprint": "fingerprints: the error of a tap is known to about ±35 %; no class of fault is hidden from them, and they do not say "
-    "which element is wrong",
-    "sample": "samples: only the values that were printed are compared; a difference elsewhere in the tensor is not seen, and an "
-    "agreement says little about the rest",
-    "statistics": "statistics: an RMS or mean that differs proves a difference; one that agrees proves nothing, since a transposed weight "
-    "or a permuted channel keeps both. Record fingerprints or values to know",
+    "fingerprint": mark(
+        "{n} of {total} taps are compared by fingerprints: the error of a tap is known to about ±35 %; no class of fault is hidden from "
+        "them, and they do not say which element is wrong."
+    ),
+    "sample": mark(
+        "{n} of {total} taps are compared by samples: only the values that were printed are compared; a difference elsewhere in the tensor "
+        "is not seen, and an agreement says little about the rest."
+    ),
+    "statistics": mark(
+        "{n} of {total} taps are compared by statistics: an RMS or mean that differs proves a difference; one that agrees proves nothing, "
+        "since a transposed weight or a permuted channel keeps both. Record fingerprints or values to know."
+    ),
 }
 
 
 def _limits(rows: Sequence[Row]) -> list[str]:
-    notes = []
-    for kind, words in _SHOWS.items():
-        n = sum(row.kind == kind for row in rows)
-        if n:
-            notes.append(f"{n} of {len(rows)} taps are compared by {words}.")
-    return notes
+    counts = {kind: sum(row.kind == kind for row in rows) for kind in _SHOWS}
+    return [say(_SHOWS[kind], n=n, total=len(rows)) for kind, n in counts.items() if n]
 
 
 def _limits_of_origin(ref: Trace, test: Trace) -> list[str]:
     notes: list[str] = []
     for trace in (ref, test):
         if trace.origin.tokens is None:
-            notes.append(f"{trace.title} does not say its token ids: that both saw the same tokens is taken on trust.")
+            notes.append(say("{trace} does not say its token ids: that both saw the same tokens is taken on trust.", trace=trace.title))
         if trace.origin.model_sha256 is None:
-            notes.append(f"{trace.title} does not say the hash of its file: that both ran the same file is taken on trust.")
-        notes += trace.origin.notes
+            notes.append(
+                say("{trace} does not say the hash of its file: that both ran the same file is taken on trust.", trace=trace.title)
+            )
+        notes += map(retold, trace.origin.notes)
     return list(dict.fromkeys(notes))
 
 

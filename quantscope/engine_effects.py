@@ -17,9 +17,10 @@ from quantscope.engines.isolated import run_isolated
 from quantscope.engines.reference import trace
 from quantscope.errors import EngineError, MissingExtraError, QuantscopeError, UsageError
 from quantscope.explain import answer, rotation
+from quantscope.language import ENGLISH, language
 from quantscope.monitor import Monitor
 from quantscope.results import EngineRow, EngineRun
-from quantscope.three_way import three_way
+from quantscope.three_way import LAYERS, three_way
 from quantscope.trace import Trace
 from quantscope.variants import Lineup
 
@@ -63,12 +64,14 @@ def _run(engine: str, variant: str, path: str, exact: Trace, original: Trace | N
         with TemporaryDirectory(prefix="quantscope-engine-") as folder:
             theirs = run_isolated(request, Path(folder) / "t.safetensors")
         c = compare(exact, theirs)
-        rows = three_way(exact, theirs, original=original)
+        rows = three_way(exact, theirs, original=original, every=True)
     except MissingExtraError:
         raise  # the user's to install, and the same for every file
     except QuantscopeError as e:
         return EngineRun(variant, engine, failure=f"{'' if isinstance(e, EngineError) else type(e).__name__ + ': '}{e}")
-    turned = rotation(exact, theirs, c)
-    said = answer(c) + (f" RoPE: {turned}" if turned else "")
+    with language(ENGLISH):  # kept in study.json
+        turned = rotation(exact, theirs, c)
+        said = answer(c) + (f" RoPE: {turned}" if turned else "")
     split = tuple(EngineRow(r.tap, r.quantization, r.engine, r.predicted) for r in rows)
-    return EngineRun(variant, engine, theirs.origin.engine_version, c.first_divergence is None, said, None, split)
+    layers = tuple(row for row in split if LAYERS.fullmatch(row.tap))
+    return EngineRun(variant, engine, theirs.origin.engine_version, c.first_divergence is None, said, None, layers, split)

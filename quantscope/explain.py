@@ -7,47 +7,49 @@ import re
 from quantscope.arch.config import rope_of
 from quantscope.compare import Comparison, Row
 from quantscope.errors import QuantscopeError
+from quantscope.language import mark, say
+from quantscope.phrases import count, listed, paragraph
 from quantscope.trace import Full, Trace, covered
-from quantscope.wording import count, listed, sci
+from quantscope.wording import sci
 
-# tap → the operation that makes it, and the taps it is made of ("<" is the layer before)
+# tap → the operation that makes it (a template to say), and the taps it is made of ("<" is the layer before)
 MADE_BY: dict[str, tuple[str, tuple[str, ...]]] = {
-    "embd": ("the rows of token_embd.weight for the token ids", ()),
-    "attn_norm": ("RMSNorm with attn_norm.weight", ("l_out<",)),
-    "attn_norm_2": ("the norm with attn_norm_2.weight", ("l_out<",)),
-    "wqkv": ("the product with attn_qkv.weight", ("attn_norm_2", "attn_norm")),
-    "Qcur_pre": ("the product with attn_q.weight", ("attn_norm",)),
-    "Kcur_pre": ("the product with attn_k.weight", ("attn_norm",)),
-    "Vcur": ("the product with attn_v.weight", ("attn_norm",)),
-    "Qcur_normed": ("RMSNorm of each head with attn_q_norm.weight", ("Qcur_pre",)),
-    "Kcur_normed": ("RMSNorm of each head with attn_k_norm.weight", ("Kcur_pre",)),
-    "Qcur": ("RoPE", ("Qcur_normed", "Qcur_pre")),
-    "Kcur": ("RoPE", ("Kcur_normed", "Kcur_pre")),
-    "kq_soft_max": ("the scaled, masked softmax of q·kᵀ", ("Qcur", "Kcur")),
-    "kqv_out": ("the probabilities times v, and how heads of v are shared", ("kq_soft_max", "Vcur")),
-    "attn_out": ("the product with attn_output.weight", ("kqv_out",)),
-    "attn_post_norm": ("the norm of what the attention adds", ("attn_out",)),
-    "ffn_inp": ("the residual sum after the attention", ("attn_post_norm", "attn_out", "l_out<")),
-    "ffn_norm": ("RMSNorm with ffn_norm.weight", ("ffn_inp",)),
-    "ffn_moe_logits": ("the product with ffn_gate_inp.weight", ("ffn_norm",)),
-    "ffn_moe_probs": ("the router's softmax or sigmoid", ("ffn_moe_logits",)),
-    "ffn_moe_topk": ("the choice of experts", ("ffn_moe_probs",)),
-    "ffn_moe_weights": ("the weights of the chosen experts", ("ffn_moe_probs", "ffn_moe_topk")),
-    "ffn_moe_gate": ("the products with ffn_gate_exps.weight", ("ffn_norm", "ffn_moe_topk")),
-    "ffn_moe_up": ("the products with ffn_up_exps.weight", ("ffn_norm", "ffn_moe_topk")),
-    "ffn_moe_swiglu": ("the experts' activation", ("ffn_moe_gate", "ffn_moe_up")),
-    "ffn_moe_down": ("the products with ffn_down_exps.weight", ("ffn_moe_swiglu", "ffn_moe_topk")),
-    "ffn_moe_out": ("the weighted sum of the experts", ("ffn_moe_down", "ffn_moe_weights")),
-    "ffn_gate": ("the product with ffn_gate.weight", ("ffn_norm",)),
-    "ffn_up": ("the product with ffn_up.weight", ("ffn_norm",)),
-    "ffn_swiglu": ("silu(gate) · up", ("ffn_gate", "ffn_up")),
-    "ffn_shexp": ("the product with ffn_down_shexp.weight", ("ffn_swiglu",)),
-    "ffn_shexp_out": ("the shared experts times their gate", ("ffn_shexp",)),
-    "ffn_out": ("the product with ffn_down.weight", ("ffn_swiglu",)),
-    "ffn_post_norm": ("the norm of what the feed-forward adds", ("ffn_out",)),
-    "l_out": ("the residual sum after the feed-forward", ("ffn_post_norm", "ffn_out", "ffn_inp")),
-    "result_norm": ("RMSNorm with output_norm.weight", ("l_out<",)),
-    "result_output": ("the product with output.weight (token_embd.weight where tied)", ("result_norm",)),
+    "embd": (mark("the rows of token_embd.weight for the token ids"), ()),
+    "attn_norm": (mark("RMSNorm with attn_norm.weight"), ("l_out<",)),
+    "attn_norm_2": (mark("the norm with attn_norm_2.weight"), ("l_out<",)),
+    "wqkv": (mark("the product with attn_qkv.weight"), ("attn_norm_2", "attn_norm")),
+    "Qcur_pre": (mark("the product with attn_q.weight"), ("attn_norm",)),
+    "Kcur_pre": (mark("the product with attn_k.weight"), ("attn_norm",)),
+    "Vcur": (mark("the product with attn_v.weight"), ("attn_norm",)),
+    "Qcur_normed": (mark("RMSNorm of each head with attn_q_norm.weight"), ("Qcur_pre",)),
+    "Kcur_normed": (mark("RMSNorm of each head with attn_k_norm.weight"), ("Kcur_pre",)),
+    "Qcur": (mark("RoPE"), ("Qcur_normed", "Qcur_pre")),
+    "Kcur": (mark("RoPE"), ("Kcur_normed", "Kcur_pre")),
+    "kq_soft_max": (mark("the scaled, masked softmax of q·kᵀ"), ("Qcur", "Kcur")),
+    "kqv_out": (mark("the probabilities times v, and how heads of v are shared"), ("kq_soft_max", "Vcur")),
+    "attn_out": (mark("the product with attn_output.weight"), ("kqv_out",)),
+    "attn_post_norm": (mark("the norm of what the attention adds"), ("attn_out",)),
+    "ffn_inp": (mark("the residual sum after the attention"), ("attn_post_norm", "attn_out", "l_out<")),
+    "ffn_norm": (mark("RMSNorm with ffn_norm.weight"), ("ffn_inp",)),
+    "ffn_moe_logits": (mark("the product with ffn_gate_inp.weight"), ("ffn_norm",)),
+    "ffn_moe_probs": (mark("the router's softmax or sigmoid"), ("ffn_moe_logits",)),
+    "ffn_moe_topk": (mark("the choice of experts"), ("ffn_moe_probs",)),
+    "ffn_moe_weights": (mark("the weights of the chosen experts"), ("ffn_moe_probs", "ffn_moe_topk")),
+    "ffn_moe_gate": (mark("the products with ffn_gate_exps.weight"), ("ffn_norm", "ffn_moe_topk")),
+    "ffn_moe_up": (mark("the products with ffn_up_exps.weight"), ("ffn_norm", "ffn_moe_topk")),
+    "ffn_moe_swiglu": (mark("the experts' activation"), ("ffn_moe_gate", "ffn_moe_up")),
+    "ffn_moe_down": (mark("the products with ffn_down_exps.weight"), ("ffn_moe_swiglu", "ffn_moe_topk")),
+    "ffn_moe_out": (mark("the weighted sum of the experts"), ("ffn_moe_down", "ffn_moe_weights")),
+    "ffn_gate": (mark("the product with ffn_gate.weight"), ("ffn_norm",)),
+    "ffn_up": (mark("the product with ffn_up.weight"), ("ffn_norm",)),
+    "ffn_swiglu": (mark("silu(gate) · up"), ("ffn_gate", "ffn_up")),
+    "ffn_shexp": (mark("the product with ffn_down_shexp.weight"), ("ffn_swiglu",)),
+    "ffn_shexp_out": (mark("the shared experts times their gate"), ("ffn_shexp",)),
+    "ffn_out": (mark("the product with ffn_down.weight"), ("ffn_swiglu",)),
+    "ffn_post_norm": (mark("the norm of what the feed-forward adds"), ("ffn_out",)),
+    "l_out": (mark("the residual sum after the feed-forward"), ("ffn_post_norm", "ffn_out", "ffn_inp")),
+    "result_norm": (mark("RMSNorm with output_norm.weight"), ("l_out<",)),
+    "result_output": (mark("the product with output.weight (token_embd.weight where tied)"), ("result_norm",)),
 }
 
 
@@ -56,52 +58,72 @@ def answer(c: Comparison) -> str:
     first = c.first_divergence
     if first is None:
         return _no_divergence(c)
-    size = f"NMSE {_about(first)}{sci(first.nmse)}, floor {sci(first.floor)}"
     before, here = c.last_agreement, {row.tap: row for row in c.rows}
     operation, inputs = _origin(first.tap)
     agreeing = [tap for tap in inputs if tap in here and here[tap].verdict == "within"]
-    where = f"The first tap that differs is {first.tap} ({size})."
-    if agreeing and inputs:
-        cause = f"Its input {listed(agreeing)} agrees, so the fault is in what makes it: {operation}."
-    elif not inputs:
-        cause = f"Nothing comes before it: it is {operation}."
-    elif before is not None:
-        cause = f"The last tap shown to agree is {before.tap}; the fault is between the two, {first.tap} being made by {operation}."
-    else:
-        cause = f"No tap before it is shown to agree; it is made by {operation}. Record more taps before it to see where it begins."
     n = sum(row.verdict == "differs" for row in c.rows)
-    return f"{where} {cause} {count(n, 'tap')} of {len(c.rows)} {'differs' if n == 1 else 'differ'} in all."
+    where = say(
+        "The first tap that differs is {tap} (NMSE {error}, floor {floor}).", tap=first.tap, error=_error(first), floor=sci(first.floor)
+    )
+    if agreeing and inputs:
+        cause = say(
+            "Its input {inputs} agrees, so the fault is in what makes it: {operation}.", inputs=listed(agreeing), operation=operation
+        )
+    elif not inputs:
+        cause = say("Nothing comes before it: it is {operation}.", operation=operation)
+    elif before is not None:
+        cause = say(
+            "The last tap shown to agree is {before}; the fault is between the two, {tap} being made by {operation}.",
+            before=before.tap,
+            tap=first.tap,
+            operation=operation,
+        )
+    else:
+        cause = say(
+            "No tap before it is shown to agree; it is made by {operation}. Record more taps before it to see where it begins.",
+            operation=operation,
+        )
+    in_all = say("{taps} of {total} {_differ} in all.", taps=count(n, "tap"), total=len(c.rows), _differ="differs" if n == 1 else "differ")
+    return paragraph([where, cause, in_all])
 
 
 def _no_divergence(c: Comparison) -> str:
     shown = [row for row in c.rows if row.verdict == "within"]
     hidden = len(c.rows) - len(shown)
     if not shown:
-        return (
-            f"Nothing is shown to differ, and nothing is shown to agree: {count(hidden, 'tap')} {'has' if hidden == 1 else 'have'} only "
-            f"statistics, which a permuted or transposed signal keeps."
+        return say(
+            "Nothing is shown to differ, and nothing is shown to agree: {taps} {_have} only statistics, which a permuted or transposed "
+            "signal keeps.",
+            taps=count(hidden, "tap"),
+            _have="has" if hidden == 1 else "have",
         )
     worst = max(shown, key=lambda row: row.nmse / row.floor if row.floor else row.nmse)
-    rest = f" {count(hidden, 'more tap')} cannot be judged from statistics." if hidden else ""
-    return (
-        f"No divergence: all {len(shown)} taps with values agree within their floor. Closest to it is {worst.tap}, NMSE {_about(worst)}"
-        f"{sci(worst.nmse)} of {sci(worst.floor)}.{rest}"
+    agreed = say(
+        "No divergence: all {n} taps with values agree within their floor. Closest to it is {tap}, NMSE {error} of {floor}.",
+        n=len(shown),
+        tap=worst.tap,
+        error=_error(worst),
+        floor=sci(worst.floor),
     )
+    rest = say("{taps} cannot be judged from statistics.", taps=count(hidden, "more tap")) if hidden else ""
+    return paragraph([agreed, rest])
 
 
-def _about(row: Row) -> str:
-    return {"values": "", "sample": "", "fingerprint": "about ", "statistics": "at least "}[row.kind]
+def _error(row: Row) -> str:
+    if row.kind == "fingerprint":
+        return say("about {error}", error=sci(row.nmse))
+    return say("at least {error}", error=sci(row.nmse)) if row.kind == "statistics" else sci(row.nmse)
 
 
 def _origin(tap: str) -> tuple[str, list[str]]:
     """(operation, names of the taps it reads) of a tap by its full name."""
     stem, _, layer = tap.rpartition("-")
     if not (layer.isdigit() and stem in MADE_BY):
-        operation, inputs = MADE_BY.get(tap, ("an operation this program does not know", ()))
-        return operation, [i for i in inputs if not i.endswith("<")]
+        operation, inputs = MADE_BY.get(tap, (mark("an operation this program does not know"), ()))
+        return say(operation), [i for i in inputs if not i.endswith("<")]
     operation, inputs = MADE_BY[stem]
     previous = "embd" if int(layer) == 0 else f"l_out-{int(layer) - 1}"
-    return operation, [previous if i == "l_out<" else f"{i}-{layer}" for i in inputs]
+    return say(operation), [previous if i == "l_out<" else f"{i}-{layer}" for i in inputs]
 
 
 def rotation(ref: Trace, test: Trace, c: Comparison) -> str | None:
@@ -137,5 +159,5 @@ def _fitted(ref: Trace, config: object, name: str, before: Full, after: Full, po
     try:
         report = fit_rotation(before.values, after.values, n_head, rope_of(config), positions, factors, reference)
     except QuantscopeError as e:
-        return f"The rotation could not be examined: {e}"
+        return say("The rotation could not be examined: {error}", error=e)
     return None if report.as_expected else report.verdict

@@ -6,6 +6,8 @@ vocabulary adds one, positions n_ctx/2 … n_ctx − 2 scored.  Source: tools/pe
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +21,14 @@ from quantscope.sources.base import Source
 from quantscope.sources.resolve import open_source
 from quantscope.tokenizers import Tokenizer, check_ids, from_source
 
+STDIN, STDIN_NAME = Path("-"), "standard input"
+
 
 @dataclass(frozen=True)
 class Input:
     """ids [B,T] int64; the positions first … last − 1 of each row are scored; what the report says about them.
 
-    as_given: a text's ids before the first of each row became BOS, which is what files of other programs hold.
+    as_given: a text's ids before the first of each row became BOS, which is what files of other programs hold.  sha256: of a text.
     """
 
     ids: Tensor
@@ -32,6 +36,7 @@ class Input:
     last: int
     info: PromptInfo | TextInfo
     as_given: Tensor | None = None
+    sha256: str | None = None
 
     @property
     def name(self) -> str:
@@ -100,17 +105,18 @@ def _prompt(words: str | None, ids: list[int], options: StudyOptions, tokenizer:
 
 
 def _text(options: StudyOptions, path: Path, tokenizer: Tokenizer, config: ModelConfig) -> Input:
-    words, n = read_text(path), options.n_ctx
+    raw, n = read_bytes(path), options.n_ctx
+    where = text_name(path)
     if not 8 <= n <= config.n_ctx:
         raise UsageError(
             f"--ctx {n}: expected 8 to {config.n_ctx}, the context the model was trained for. Give `--ctx {min(512, config.n_ctx)}`."
         )
     if options.n_chunks is not None and options.n_chunks < 1:
         raise UsageError(f"--chunks {options.n_chunks}: expected at least 1. Leave it out to use the whole text.")
-    ids = tokenizer.encode(words)
+    ids = tokenizer.encode(decoded(raw, where))
     if len(ids) < 2 * n:
         raise PromptError(
-            f"{path}: the text has {len(ids)} tokens, expected at least {2 * n}, two chunks of {n}. Give a longer text, or smaller chunks "
+            f"{where}: the text has {len(ids)} tokens, expected at least {2 * n}, two chunks of {n}. Give a longer text, or smaller chunks "
             f"with `--ctx {max(8, len(ids) // 2)}`."
         )
     given = torch.tensor(ids[: len(ids) // n * n]).reshape(-1, n)[: options.n_chunks]  # [B,T]
@@ -119,22 +125,33 @@ def _text(options: StudyOptions, path: Path, tokenizer: Tokenizer, config: Model
         rows[:, 0] = tokenizer.bos_id
     first, last = n // 2 if options.scoring == "llama.cpp" else 0, n - 1
     scored = len(rows) * (last - first)
-    info = TextInfo(str(path), n_tokens=len(ids), n_ctx=n, n_chunks=len(rows), n_scored=scored, scoring=options.scoring)
-    return Input(rows, first, last, info, given)
+    info = TextInfo(where, n_tokens=len(ids), n_ctx=n, n_chunks=len(rows), n_scored=scored, scoring=options.scoring)
+    return Input(rows, first, last, info, given, hashlib.sha256(raw).hexdigest())
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file; MissingFileError, or PromptError with the byte offset of what is not UTF-8."""
+def text_name(path: Path) -> str:
+    """How a report calls the text."""
+    return STDIN_NAME if path == STDIN else str(path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file, or for ``-`` what standard input holds; MissingFileError."""
+    if path == STDIN:
+        return sys.stdin.buffer.read()
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
     except OSError as e:
         raise MissingFileError(
             f"{path}: expected a readable UTF-8 text file: {e.strerror}. Check the path; `quantscope demo` runs without one."
         ) from e
+
+
+def decoded(raw: bytes, where: str) -> str:
+    """UTF-8 text; PromptError with the byte offset of what is not UTF-8."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as e:
         raise PromptError(
-            f"{path}: byte {e.start:,} (0x{raw[e.start]:02x}) is not UTF-8 text. The file is binary or in another encoding: convert it "
-            f"with `iconv -f LATIN1 -t UTF-8 {path}`."
+            f"{where}: byte {e.start:,} (0x{raw[e.start]:02x}) is not UTF-8 text. The file is binary or in another encoding: convert it "
+            f"with `iconv -f LATIN1 -t UTF-8 {where if where != STDIN_NAME else 'FILE'}`."
         ) from e

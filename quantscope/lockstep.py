@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from quantscope.model.arithmetic import cast
+from quantscope.model.arithmetic import EXACT, Arithmetic, cast
 from quantscope.model.forward import Ropes, check_ids, embed, layer, logits, output_norm, tables
 from quantscope.model.ops import exact_matmul
 from quantscope.weights import WeightProvider
@@ -29,6 +29,7 @@ class Member:
     name: str
     weights: WeightProvider
     dtype: torch.dtype = torch.float32  # of weights and activations
+    arithmetic: Arithmetic = EXACT  # of the layers
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class _Walk:
         for part in self._parts():
             for m, member in enumerate(self.members):
                 w = cast(member.weights.layer(i), member.dtype)
-                self.hidden[m][part] = layer(self.hidden[m][part], w, i, member.weights.config, ropes[m], self.taps[m])
+                h = self.hidden[m][part]
+                self.hidden[m][part] = layer(h, w, i, member.weights.config, ropes[m], self.taps[m], m=member.arithmetic)
         self._let_go(self._names(i))
 
     def _norm(self) -> None:

@@ -15,12 +15,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from quantscope.results import LogitStats, Paired
+from quantscope.results import Histogram, LogitStats, Paired
 
 Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 MIN_CHUNKS = 8  # before a study may stop early: fewer means are close to each other by luck too often, and the interval is short then
+HISTOGRAM_LOW, HISTOGRAM_HIGH, PER_DECADE = -10, 2, 5  # of the KL divergences: log10 of the ends, and bins in each decade
 quiet = np.errstate(invalid="ignore", over="ignore")  # a broken variant has infinite and NaN values: they are results, not warnings
 KL_PERCENTILES = {"p999": 0.999, "p99": 0.99, "p95": 0.95, "p90": 0.9, "median": 0.5, "p10": 0.1, "p05": 0.05, "p01": 0.01, "p001": 0.001}
 DP_PERCENTILES = KL_PERCENTILES | {"p75": 0.75, "p25": 0.25}
@@ -51,7 +52,16 @@ def logit_stats(
         found |= {"ppl": _exp(nll), "ppl_se": _exp(nll) * se}  # the error of exp(x), to first order
         if ref_log_p is not None:
             found |= _against(-log_p, -ref_log_p) | _dp(log_p, ref_log_p)
-    return LogitStats(n_positions=n_positions, **found)
+    return LogitStats(n_positions=n_positions, kl_histogram=None if kl is None else log_histogram(kl), **found)
+
+
+def log_histogram(values: NDArray[Any]) -> Histogram:
+    """How many values are in each fifth of a decade from 10⁻¹⁰ to 10²; every value is counted once, somewhere."""
+    n_bins = (HISTOGRAM_HIGH - HISTOGRAM_LOW) * PER_DECADE
+    edges = [10.0 ** (HISTOGRAM_LOW + i / PER_DECADE) for i in range(n_bins + 1)]
+    known = values[~np.isnan(values)]
+    below, *counts, above = np.bincount(np.searchsorted(edges, known, "right"), minlength=len(edges) + 1).tolist()
+    return Histogram(float(HISTOGRAM_LOW), PER_DECADE, tuple(counts), below, above, values.size - known.size)
 
 
 def _kl(kl: Floats) -> dict[str, float | None]:

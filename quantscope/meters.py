@@ -6,11 +6,14 @@ A batch becomes a *record*, named arrays that can be stored, sent and put togeth
     kl        float64 [M,C,P]  KL divergence from the original at each scored position     where there is an original
     same_top  bool    [M,C,P]  the same most probable token                                where there is an original
     log_p     float64 [M,C,P]  ln probability of the token that follows                    of a text
-    next      float64 [M,5]    the token after the first chunk: NEXT_FIELDS                 of the first batch
+    top_ids   int32   [M,S,5]  the most probable tokens, −1 where there are no more         of the positions that are shown
+    top_log_p float32 [M,S,5]  ln of their probabilities
+    last      float   [M,V]    logits at the last position of the first chunk               of the first batch
     mass      float64 [1,C,P]  probability of the tokens that the base has kept             where the original is a base
 
-C chunks, P scored positions each, M members, K taps in the order of ``tap_list``.  Where the original is a *base*, log-probabilities in a
-file, it comes before the members as row 0 of everything, with nothing in taps and next: its weights are not here.
+C chunks, P scored positions each, M members, K taps in the order of ``tap_list``, V token ids; S of the first SHOWN scored positions of the
+whole input are in this batch.  Where the original is a *base*, log-probabilities in a file, it comes before the members as row 0 of
+everything, with nothing in taps and last: its weights are not here.
 """
 
 from __future__ import annotations
@@ -24,15 +27,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantscope.logit_sums import LogitSums
-from quantscope.metrics import first_argmax, rank
 from quantscope.model.taps import EMBD, HEAD_TAPS, graph_order, stem_of, tap_names
 from quantscope.model.wiring import model_taps
 from quantscope.tap_stats import empty, fold, measure, merge
+from quantscope.top_tokens import TopTokens
 from quantscope.weights import WeightProvider
 
 Record: TypeAlias = dict[str, NDArray[Any]]
 
-NEXT_FIELDS = ("id", "logit", "rank", "rank_in_original", "prob")
+SHOWN = 400  # scored positions of an input, the first ones, whose most probable tokens are kept ...
+N_TOP = 5  # ... and how many
 UNMEASURED = ("kq_soft_max", "ffn_moe_topk")  # [B,H,T,S], too large to keep; numbers of experts: no signals with channels
 
 
@@ -81,8 +85,11 @@ class BatchMeter:
         self.taps = self.index.keys()
         self.summaries = empty((self.n_rows, len(taps)))  # [M,K,N]
         self.n_positions = ids.shape[1] - first  # per chunk, that go through the head
+        self.n_scored = last - first
+        self.n_shown = min(max(SHOWN - chunk0 * self.n_scored, 0), len(ids) * self.n_scored)
+        self.top = TopTokens(self.n_rows, self.n_shown, N_TOP)
         self.done: list[LogitSums] = []
-        self.next: list[list[Tensor]] = []  # per slice of the vocabulary, the logits [v] of each member
+        self.last_logits: list[list[NDArray[Any]]] = []  # per slice of the vocabulary, the logits [v] of each member
 
     def tap(self, member: int, name: str, ref: Tensor | None, x: Tensor, chunk: int) -> None:
         position0 = 0
@@ -101,14 +108,24 @@ class BatchMeter:
             sums = LogitSums(n, self.n_rows, labels=labels, has_reference=compares, stored=stored, device=members[0].device)
             self.done.append(sums)
         reference = [] if self.base is None else [self._stored(self.base, start, first_id, members[0])]
-        self.done[-1].add(first_id, [*reference, *members])
+        rows = [*reference, *members]
+        self.done[-1].add(first_id, rows)
+        self._keep_top(start, first_id, rows)
         if self.chunk0 == 0 and start <= P - 1 < start + n:
-            self.next.append([x[P - 1 - start].double().cpu() for x in members])
+            self.last_logits.append([x[P - 1 - start].cpu().numpy() for x in members])
+
+    def _keep_top(self, start: int, first_id: int, rows: Sequence[Tensor]) -> None:
+        """The largest logits at those of these positions that are shown."""
+        chunk, position = np.divmod(start + np.arange(len(rows[0])), self.n_positions)
+        number = chunk * self.n_scored + position  # among the scored positions of the batch
+        shown = np.flatnonzero((position < self.n_scored) & (number < self.n_shown))
+        if len(shown):
+            self.top.add(number[shown], shown, first_id, rows)
 
     def _stored(self, base: Base, start: int, first_id: int, beside: Tensor) -> Tensor:
         """The base's log-probabilities of the same positions and ids as a member's logits [n,v]; 0 at positions that are not scored."""
         chunk, position = np.divmod(start + np.arange(len(beside)), self.n_positions)
-        scored = position < self.last - self.first
+        scored = position < self.n_scored
         out = torch.zeros(beside.shape)
         ids = slice(first_id, first_id + beside.shape[-1])
         out[torch.from_numpy(scored)] = base.log_probs(self.chunk0 + chunk[scored], position[scored], ids)
@@ -126,39 +143,38 @@ class BatchMeter:
             out["kl"], out["same_top"] = self._scored("kl"), self._scored("same_top")
         if self.labelled:
             out["log_p"] = self._scored("log_p")
-        if self.next:
-            tokens = _next_tokens([torch.cat(parts) for parts in zip(*self.next, strict=True)], self.has_reference)
-            out["next"] = np.concatenate([np.full((self.lead, len(NEXT_FIELDS)), np.nan), tokens])
+        out["top_ids"], out["top_log_p"] = self.top.ids.astype(np.int32), self._top_log_p()
+        if self.last_logits:
+            own = np.stack([np.concatenate(parts) for parts in zip(*self.last_logits, strict=True)])  # [members,V]
+            out["last"] = np.concatenate([np.full_like(own[:1], np.nan).repeat(self.lead, 0), own])
         if self.base is not None:
             out["log_p"][0] = self.base.log_p_of_labels(slice(self.chunk0, self.chunk0 + len(self.ids)))
             out["mass"] = self._scored("mass")
         return out
 
+    @np.errstate(invalid="ignore", over="ignore")  # a broken variant has no distribution: NaN
+    def _top_log_p(self) -> NDArray[np.float32]:
+        """ln p of the largest logits, x − ln Σ eˣ; a base's are that already."""
+        lse = self._scored("lse").reshape(self.n_rows, -1)[:, : self.n_shown]
+        lse[: self.lead] = 0
+        log_p: NDArray[np.float64] = self.top.logits - lse[:, :, None]
+        return log_p.astype(np.float32)
+
     def _scored(self, what: str) -> NDArray[Any]:
         """One result of the LogitSums at the scored positions, [M,C,P]; [1,C,P] of one that all members share."""
         flat = torch.cat([getattr(sums, what).cpu() for sums in self.done], dim=-1)  # [M, C·P] or [C·P]
         shape = -1, len(self.ids), self.n_positions
-        return flat.reshape(shape)[:, :, : self.last - self.first].contiguous().numpy()
-
-
-def _next_tokens(logits: Sequence[Tensor], has_reference: bool) -> NDArray[np.float64]:
-    """NEXT_FIELDS of each member's greedy token from its logits [V]; the rank in the original is 0 where there is none."""
-    rows = []
-    for own in logits:
-        best = first_argmax(own)
-        there = int(rank(logits[0], best)) if has_reference else 0
-        rows.append([float(best), float(own[best]), float(rank(own, best)), float(there), float(own.softmax(-1)[best])])
-    return np.array(rows, np.float64)
+        return flat.reshape(shape)[:, :, : self.n_scored].contiguous().numpy()
 
 
 def join_batches(records: Sequence[Mapping[str, NDArray[Any]]]) -> Record:
     """The record of several batches in their order: positions one after the other, tap summaries merged from the first on."""
-    by_position = [key for key in ("kl", "same_top", "log_p", "mass") if key in records[0]]
+    by_position = [key for key in ("kl", "same_top", "log_p", "mass", "top_ids", "top_log_p") if key in records[0]]
     out: Record = {key: np.concatenate([r[key] for r in records], axis=1) for key in by_position}
     out["taps"] = records[0]["taps"]
     for record in records[1:]:
         out["taps"] = merge(out["taps"], record["taps"])
-    return out | {"next": records[0]["next"]} if "next" in records[0] else out
+    return out | {"last": records[0]["last"]} if "last" in records[0] else out
 
 
 def join_groups(records: Sequence[Mapping[str, NDArray[Any]]], *, has_reference: bool) -> Record:

@@ -10,12 +10,13 @@ import dataclasses
 import math
 import types
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from quantscope.errors import CorruptFileError, UnsupportedVersionError
-from quantscope.wording import count, size
+from quantscope.language import say
+from quantscope.phrases import count, size
 
 STUDY_VERSION = 1
 DEFAULT_TYPES = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
@@ -29,6 +30,7 @@ class StudyOptions:
 
     models: tuple[str, ...]
     types: tuple[str, ...] = ()  # presets or tensor types; empty: the files as they are
+    kv: tuple[str, ...] = ()  # types of a key/value cache: each variant also with keys and values rounded to each of them
     ref: str | None = None  # the original, when it is not models[0]
     prompt: str | None = None
     tokens: tuple[int, ...] | None = None
@@ -120,6 +122,21 @@ class OpRow:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """How many values are in each bin of their decimal logarithm.
+
+    Bin i holds 10^(low + i/per_decade) ≤ value < 10^(low + (i + 1)/per_decade).  Every value is counted once, somewhere.
+    """
+
+    low: float
+    per_decade: int
+    counts: tuple[int, ...]
+    below: int  # smaller values, 0 and negative ones among them
+    above: int  # larger values, infinite ones among them
+    nan: int = 0
+
+
+@dataclass(frozen=True)
 class LogitStats:
     """Logits of a variant against the original's, over ``n_positions`` positions: what llama-perplexity prints, and an interval.
 
@@ -171,6 +188,7 @@ class LogitStats:
     ppl_diff: float | None = None  # ppl − ppl of the original
     ppl_diff_se: float | None = None
     ln_ppl_cor: float | None = None  # correlation of −ln p(next token) with the original's
+    kl_histogram: Histogram | None = None  # of the KL divergence [nats] of each position
 
 
 @dataclass(frozen=True)
@@ -206,6 +224,13 @@ class Variant:
     logits: LogitStats | None = None
     path: str | None = None  # None: quantized in memory
     ops: tuple[OpRow, ...] = ()  # every tap over the whole text, in graph order
+    kv: str | None = None  # types of the key/value cache that keys and values were rounded to; None: they are exact
+    kv_bytes: int | None = None  # of that cache, for one token
+
+    @property
+    def footprint(self) -> tuple[int, float]:
+        """What variants are ordered by in size: the file, of equal ones the key/value cache; without one it is the largest."""
+        return self.file_bytes or 0, math.inf if self.kv_bytes is None else self.kv_bytes
 
     def type_counts(self) -> dict[str, int]:
         """Tensors per type, most frequent first."""
@@ -261,10 +286,17 @@ class PlanInfo:
     memory_bytes: int  # the bound
 
     def sentence(self, n_ctx: int) -> str:
-        return (
-            f"{count(self.n_batches, 'batch', 'batches')} of {count(self.chunks_per_batch, 'chunk')} of {n_ctx:,} tokens, "
-            f"{count(self.chunks_per_slice, 'chunk')} at a time through a layer, logits of {count(self.positions_per_slice, 'position')} × "
-            f"{self.ids_per_slice:,} ids at a time; about {size(self.planned_bytes)} of memory planned (bound: {size(self.memory_bytes)})"
+        return say(
+            "{batches} of {chunks} of {n_ctx} tokens, {slice} at a time through a layer, logits of {positions} × {ids} ids at a time; "
+            "about {planned} of memory planned (bound: {bound})",
+            batches=count(self.n_batches, "batch", "batches"),
+            chunks=count(self.chunks_per_batch, "chunk"),
+            n_ctx=f"{n_ctx:,}",
+            slice=count(self.chunks_per_slice, "chunk"),
+            positions=count(self.positions_per_slice, "position"),
+            ids=f"{self.ids_per_slice:,}",
+            planned=size(self.planned_bytes),
+            bound=size(self.memory_bytes),
         )
 
 
@@ -275,6 +307,16 @@ class NumericalFloor:
     kl_nats: float  # mean
     kl_nats_max: float
     n_positions: int
+    layer_nmse: tuple[float, ...] = ()  # of each layer's output, float32 against float64
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """How far a study had come that was not finished."""
+
+    stage: str  # "prompt" or "text"
+    n_done: int  # batches of it
+    n_batches: int
 
 
 @dataclass(frozen=True)
@@ -317,7 +359,39 @@ class EngineRun:
     agrees: bool | None = None  # every tap within the floor that its arithmetic predicts; None when it failed
     answer: str | None = None  # where it parts from the reference, or that it does not
     failure: str | None = None  # in the engine's own words
-    rows: tuple[EngineRow, ...] = ()
+    rows: tuple[EngineRow, ...] = ()  # layer outputs and logits
+    ops: tuple[EngineRow, ...] = ()  # every tap, in the order of the graph
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """The tokens that matter where the generated token was chosen, in falling order of the original's logit (the first variant's without).
+
+    Its 20 most probable tokens and every variant's own 5, at most 40.  Variant name → one number per token.
+    """
+
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    logits: dict[str, tuple[float, ...]]
+    probs: dict[str, tuple[float, ...]]  # softmax over the whole vocabulary
+    ranks: dict[str, tuple[int, ...]]  # 1 is the largest logit, equal ones are ordered by id
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The first scored positions of the text (of the prompt where there is no text), token by token.
+
+    ``ids`` are the tokens *at* the positions: what is compared there is the distribution of the token that comes after, ``next``.
+    """
+
+    n_positions: int  # scored in the whole text; the lists may hold fewer
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    chunk: tuple[int, ...]  # of the text, from 0
+    position: tuple[int, ...]  # in the chunk, from 0
+    next: tuple[str | None, ...]  # piece of the token that really follows; None after the last token of a prompt
+    kl_nats: dict[str, tuple[float, ...]]  # KL(original ‖ variant); empty without an original
+    top: dict[str, tuple[tuple[tuple[str, float], ...], ...]]  # most probable tokens: piece, probability; of the original, too
 
 
 @dataclass(frozen=True)
@@ -338,6 +412,9 @@ class Study:
     paired: tuple[Paired, ...] = ()  # every two variants
     engines: tuple[EngineRun, ...] = ()  # of other engines on the files, where asked for
     base: BaseInfo | None = None  # where the original is a file of log-probabilities; then nothing else is known of it
+    interrupted: Interrupted | None = None  # None: all of the study is here
+    top: TopTokens | None = None
+    passage: Passage | None = None
 
     def neighbours(self) -> tuple[Paired, ...]:
         """The comparisons of neighbours in the order of their KL divergence, from the original on: b is the one farther away."""
@@ -435,7 +512,10 @@ def _build(kind: Any, value: Any) -> Any:
     if origin in (Union, types.UnionType):
         return None if value is None else _build(next(a for a in args if a is not type(None)), value)
     if origin is tuple:
-        return tuple(_build(args[0], v) for v in value)
+        kinds = repeat(args[0], len(value)) if args[-1] is Ellipsis else args
+        return tuple(_build(k, v) for k, v in zip(kinds, value, strict=True))
+    if origin is dict and args[1] is not Any:
+        return {k: _build(args[1], v) for k, v in value.items()}
     if kind is float:
         return float(value)
     return value

@@ -2,6 +2,7 @@
 
     identity   json, finished                         what must be the same for a study to be continued; whether all of it is there
     record     stage, batch → sha256, arrays
+    sketch     json                                   compressed: the results so far, for a report of a study that was interrupted
 
 A record is a dict of arrays; its bytes are a line of JSON with their names and then the arrays as .npy streams.  SQLite keeps its
 write-ahead log beside the database (``study.db-wal``) until the study is closed or opened again: the two files belong together.
@@ -17,6 +18,7 @@ import json
 import os
 import shlex
 import sqlite3
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +49,7 @@ SCHEMA = (
     "CREATE TABLE record (stage TEXT NOT NULL, batch INTEGER NOT NULL, sha256 BLOB NOT NULL, arrays BLOB NOT NULL, "
     "PRIMARY KEY (stage, batch))",
 )
+SKETCH = "CREATE TABLE IF NOT EXISTS sketch (json BLOB NOT NULL)"  # added within version 1: who does not know it can do without
 SELECT = "SELECT sha256, arrays FROM record WHERE stage = ? AND batch = ?"
 INSERT = "INSERT INTO record (stage, batch, sha256, arrays) VALUES (?, ?, ?, ?)"
 BUSY = 1.0  # [s] to wait for another program that reads the database
@@ -109,9 +112,18 @@ class StudyStore:
             rows = self._db.execute("SELECT batch FROM record WHERE stage = ? ORDER BY batch", (stage,)).fetchall()
         return [int(index) for (index,) in rows]
 
+    def sketch(self, results: str) -> None:
+        """Keep the results so far in place of those before: for people, never to go on from."""
+        data = zlib.compress(results.encode("utf-8", "backslashreplace"))
+        with _explained(self._path), _transaction(self._db):
+            self._db.execute(SKETCH)
+            self._db.execute("DELETE FROM sketch")
+            self._db.execute("INSERT INTO sketch VALUES (?)", (data,))
+
     def finish(self) -> None:
         """Every record the study needs is there."""
         with _explained(self._path), _transaction(self._db):
+            self._db.execute("DROP TABLE IF EXISTS sketch")
             self._db.execute("UPDATE identity SET finished = 1")
 
     def close(self) -> None:
@@ -138,6 +150,24 @@ class StudyStore:
                 f"same command; or delete {name} to begin anew."
             )
         return data
+
+
+def read_sketch(folder: Path) -> str | None:
+    """The results so far of an unfinished study, as JSON; None where the folder holds none.
+
+    Raises StudyLockedError while a process works in the folder, StudyDamagedError and StudyDiskError as StudyStore does.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    with _explained(path), locked(folder), contextlib.closing(sqlite3.connect(path, timeout=BUSY)) as db:
+        if not db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'sketch'").fetchone()[0]:
+            return None
+        row = db.execute("SELECT json FROM sketch").fetchone()
+    try:
+        return None if row is None else zlib.decompress(row[0]).decode("utf-8")
+    except (zlib.error, UnicodeDecodeError, TypeError) as e:
+        raise StudyDamagedError(_damaged(path, "the results so far cannot be read")) from e
 
 
 # ---------------------------------------------------------------- the bytes of a record
@@ -202,6 +232,7 @@ def _prepare(db: sqlite3.Connection, path: Path, identity: dict[str, Any], repla
     elif found:
         with _transaction(db):
             db.execute("DELETE FROM record")
+            db.execute("DROP TABLE IF EXISTS sketch")
             db.execute("UPDATE identity SET json = ?, finished = 0", (json.dumps(identity),))
 
 

@@ -9,7 +9,7 @@ first chunk.
 
 from __future__ import annotations
 
-import hashlib
+import json
 import platform
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -30,13 +30,14 @@ from quantscope.findings import complete
 from quantscope.logit_stats import relative_half_width
 from quantscope.meters import Record
 from quantscope.monitor import SILENT, Monitor
-from quantscope.results import Study, StudyOptions
+from quantscope.results import Interrupted, Study, StudyOptions
 from quantscope.stages import Job, Stage, prepare, run_batch
 from quantscope.store import NAME, StudyStore
 from quantscope.wording import count
 
-FORMAT = 1  # of the stored records
+FORMAT = 2  # of the stored records
 Compute = Callable[[int], Record]  # number of a batch → its record
+Keep = Callable[[list[Record]], None]  # told the records so far
 
 
 def run_study(options: StudyOptions, monitor: Monitor = SILENT, folder: Path | None = None, *, replace_finished: bool = False) -> Study:
@@ -72,7 +73,7 @@ def _engine_tokens(job: Job) -> list[int]:
 
 def _run(job: Job, options: StudyOptions, monitor: Monitor, store: StudyStore | None, n_cpus: int) -> dict[str, list[Record]]:
     """The records of every stage; those of a text come from the cluster, of ``n_cpus``, where there is one."""
-    out = {}
+    out: dict[str, list[Record]] = {}
     for stage in job.stages:
         there = store.done(stage.name) if store else []
         missing = [i for i in range(stage.n_batches) if i not in there]
@@ -83,8 +84,20 @@ def _run(job: Job, options: StudyOptions, monitor: Monitor, store: StudyStore | 
         monitor.begin(stage.name, stage.n_batches * stage.n_steps, stage.ids.numel())
         on_cluster = n_cpus and stage.labelled and missing
         compute = ClusterRun(options, stage, job.hashes(), missing, n_cpus) if on_cluster else _here(stage, monitor)
-        out[stage.name] = run_stage(stage, options.until_ci, compute, monitor, store)
+        keep = _sketching(job, options, stage, out, store) if store and stage.name != "floor" else None
+        out[stage.name] = run_stage(stage, options.until_ci, compute, monitor, store, keep)
     return out
+
+
+def _sketching(job: Job, options: StudyOptions, stage: Stage, before: dict[str, list[Record]], store: StudyStore) -> Keep:
+    """Stores the results so far, for a report of a study that does not come to its end."""
+    provenance = _provenance(job, options)
+
+    def keep(done: list[Record]) -> None:
+        so_far = Interrupted(stage.name, len(done), stage.n_batches)
+        store.sketch(json.dumps(assemble(job, {**before, stage.name: done}, provenance, so_far).to_json()))
+
+    return keep
 
 
 def _resumed(stage: Stage, n: int) -> str:
@@ -92,19 +105,23 @@ def _resumed(stage: Stage, n: int) -> str:
     return f"Stored already, and not computed again: {done} ({NAME}; delete it to begin anew)."
 
 
-def run_stage(stage: Stage, until_ci: float | None, compute: Compute, monitor: Monitor, store: StudyStore | None) -> list[Record]:
+def run_stage(
+    stage: Stage, until_ci: float | None, compute: Compute, monitor: Monitor, store: StudyStore | None, keep: Keep | None = None
+) -> list[Record]:
     """The records of its batches in order: those that are stored, and the others, computed and stored one by one.
 
-    Fewer than all of them where the study may stop early and every mean KL divergence is known well enough.
+    keep: called after each batch that was computed.  Fewer than all of them where the study may stop early and every mean KL divergence
+    is known well enough.
     """
     done: list[Record] = []
     for index in range(stage.n_batches):
-        record = store.get(stage.name, index) if store else None
-        if record is None:
-            record = compute(index)
-            if store:
-                store.put(stage.name, index, record)
+        there = store.get(stage.name, index) if store else None
+        record = compute(index) if there is None else there
         done.append(record)
+        if there is None and store:
+            store.put(stage.name, index, record)
+        if there is None and keep:
+            keep(done)
         monitor.step(stage.name, (index + 1) * stage.n_steps, f"batch {index + 1}/{stage.n_batches}")
         if stage.labelled and stage.compares and _known(stage, done, until_ci, monitor):
             break
@@ -140,10 +157,11 @@ def identity(job: Job, options: StudyOptions) -> dict[str, Any]:
         "models": {c.path: c.source.sha256() for c in job.lineup.candidates if c.path},
         "options": {
             "--types": list(options.types),
+            "--kv": list(options.kv),
             "--ref": options.ref,
             "--prompt": options.prompt,
             "--tokens": None if options.tokens is None else list(options.tokens),
-            "--text": None if options.text is None else hashlib.sha256(options.text.read_bytes()).hexdigest(),
+            "--text": text.sha256 if text else None,
             "--ctx": options.n_ctx if text else None,
             "--chunks": options.n_chunks,
             "--positions": options.positions,

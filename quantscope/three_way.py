@@ -26,15 +26,20 @@ class SplitRow:
     predicted: float | None  # quantized file, exact → emulated arithmetic
 
 
-def three_way(exact: Trace, engine: Trace, *, original: Trace | None = None, predicted: Trace | None = None) -> tuple[SplitRow, ...]:
-    """The split of the error at every layer output and at the logits, from whole tensors.
+LAYERS = re.compile(r"l_out-\d+|result_output")  # where the split is shown layer by layer
+
+
+def three_way(
+    exact: Trace, engine: Trace, *, original: Trace | None = None, predicted: Trace | None = None, every: bool = False
+) -> tuple[SplitRow, ...]:
+    """The split of the error at every layer output and at the logits (``every``: at every tap), from whole tensors.
 
     Raises TraceMismatchError for other tokens, TraceContentError when no layer output is there in both.
     """
     check_same_run(exact.origin, engine.origin)
     expected = predictions(exact, engine, predicted)
     rows = []
-    for tap in sorted((t for t in exact.taps if re.fullmatch(r"l_out-\d+|result_output", t)), key=graph_order):
+    for tap in sorted((t for t in exact.taps if every or LAYERS.fullmatch(t)), key=graph_order):
         own = tap_error(exact, engine, tap)
         if own is not None:
             before = None if original is None else tap_error(original, exact, tap)
@@ -45,3 +50,15 @@ def three_way(exact: Trace, engine: Trace, *, original: Trace | None = None, pre
             f"{engine.title}. Trace both without --taps."
         )
     return tuple(rows)
+
+
+def asked_split(exact: Trace, engine: Trace, original: Trace | None, predicted: Trace | None) -> tuple[SplitRow, ...]:
+    """The split where it was asked for; ``predicted`` alone asks for floors, and goes without where there are only samples."""
+    if original is None and predicted is None:
+        return ()
+    try:
+        return three_way(exact, engine, original=original, predicted=predicted)
+    except TraceContentError:
+        if original is not None:
+            raise
+        return ()

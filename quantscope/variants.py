@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from quantscope.errors import ShapeError, UsageError, VocabularyError
 from quantscope.images import Images, Requantized
+from quantscope.language import english
 from quantscope.lockstep import Member
+from quantscope.model.cache import CachedArithmetic, CacheTypes, check_cache, parse_cache
 from quantscope.plan import Types, plan_of
 from quantscope.qtypes import QuantType
 from quantscope.recipes import ModelFacts, TensorShape, assign_types, facts_from_gguf, preset_name
@@ -35,6 +37,7 @@ class Candidate:
     bpw: float
     path: str | None  # None: quantized in memory
     source: Source
+    kv: CacheTypes | None = None  # of the key/value cache; None: there is none, keys and values are exact
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,22 @@ def line_up(options: StudyOptions) -> Lineup:
             _shared(whole, images),
             *(_quantized(images, whole, preset) for preset in dict.fromkeys(map(str.upper, options.types))),
         ]
+    caches = _caches(options, files[order[0]])
+    candidates = [c for weights in candidates for c in (weights, *(_cached(weights, cache) for cache in caches))]
     return Lineup(tuple(candidates), original is not None, files[order[0]], tuple(notes))
+
+
+def _caches(options: StudyOptions, weights: Weights) -> list[CacheTypes]:
+    caches = list(dict.fromkeys(map(parse_cache, options.kv)))
+    for types in caches:
+        check_cache(types, weights.config)
+    return caches
+
+
+def _cached(c: Candidate, types: CacheTypes) -> Candidate:
+    """The same weights with keys and values from a cache of these types."""
+    member = replace(c.member, name=f"{c.member.name} kv={types.name}", arithmetic=CachedArithmetic(types))
+    return replace(c, member=member, kv=types)
 
 
 def _paths(options: StudyOptions) -> list[str]:
@@ -111,24 +129,43 @@ def _original(options: StudyOptions, files: dict[str, Weights]) -> str | None:
 
 
 def _unquantized(weights: Weights) -> bool:
+    if weights.source.packing is not None:
+        return False
     return all(weights.stored(name).qtype.name in UNQUANTIZED for name in weights.stored_names())
 
 
 def _notes(files: dict[str, Weights], uncompared: bool, quantizing: bool) -> list[str]:
     notes = []
     if uncompared:
-        notes.append("No original: no file is the only unquantized one, so errors and KL divergence are missing. Name it with `--ref`.")
+        notes.append(
+            english("No original: no file is the only unquantized one, so errors and KL divergence are missing. Name it with `--ref`.")
+        )
     for path, w in files.items():
+        if w.source.packing is not None:
+            notes.append(
+                english(
+                    "{path} is a checkpoint quantized with {method}: its weights are read as the values they stand for, and shown as F32. "
+                    "What that quantization cost shows in a study of it beside the original F16 or BF16 weights (`--ref`).",
+                    path=path,
+                    method=w.source.packing,
+                )
+            )
         if quantizing and not _unquantized(w):
             notes.append(
-                f"{path} is already quantized: the variants are quantized from its values, so that both errors add up. "
-                f"Use an F16, BF16 or F32 file for figures that hold for published quantizations."
+                english(
+                    "{path} is already quantized: the variants are quantized from its values, so that both errors add up. Use an F16, BF16 "
+                    "or F32 file for figures that hold for published quantizations.",
+                    path=path,
+                )
             )
         if w.unused:
             named = ", ".join(w.unused[:5]) + (" …" if len(w.unused) > 5 else "")
-            notes.append(f"{path}: {len(w.unused)} tensors are not used by the reference forward: {named}.")
+            notes.append(
+                english("{path}: {n} tensors are not used by the reference forward: {names}.", path=path, n=len(w.unused), names=named)
+            )
         if w.config.ignored_keys:
-            notes.append(f"{path}: metadata keys not known to the reference forward: {', '.join(w.config.ignored_keys)}.")
+            ignored = ", ".join(w.config.ignored_keys)
+            notes.append(english("{path}: metadata keys not known to the reference forward: {names}.", path=path, names=ignored))
     return notes
 
 
@@ -166,8 +203,9 @@ def _same_vocabulary(first: str, a: Source, path: str, b: Source) -> None:
 
 
 def _file_candidate(weights: Weights, name: str, path: str, dtype: torch.dtype) -> Candidate:
-    types = weights.stored_types()
-    return Candidate(Member(name, weights, dtype), types, weights.source.file_bytes, _bpw(weights, types), path, weights.source)
+    types, source = weights.stored_types(), weights.source
+    bpw = _bpw(weights, types) if source.packing is None else 8 * source.file_bytes / _elements(weights, types)
+    return Candidate(Member(name, weights, dtype), types, source.file_bytes, bpw, path, source)
 
 
 def _shared(whole: Candidate, images: Images) -> Candidate:
@@ -181,7 +219,8 @@ def _quantized(images: Images, whole: Candidate, preset: str) -> Candidate:
     tensors = [TensorShape(n, weights.shape(n), t) for n, t in whole.types.items()]
     types = assign_types(preset, tensors, facts_of(weights))
     changed = {n: t for n, t in types.items() if t != whole.types[n]}
-    size = whole.file_bytes + _padded_bytes(weights, types) - _padded_bytes(weights, whole.types)
+    header = whole.file_bytes - _padded_bytes(weights, whole.types) if weights.source.packing is None else 0
+    size = header + _padded_bytes(weights, types)
     return Candidate(
         replace(whole.member, name=preset_name(preset), weights=Requantized(images, changed)),
         types,
@@ -212,5 +251,8 @@ def _padded_bytes(weights: Weights, types: dict[str, QuantType], alignment: int 
 
 def _bpw(weights: Weights, types: dict[str, QuantType]) -> float:
     """8 · Σ bytes / Σ elements over all tensors."""
-    elements = sum(math.prod(weights.shape(n)) for n in types)
-    return 8 * sum(_tensor_bytes(weights, n, t) for n, t in types.items()) / elements
+    return 8 * sum(_tensor_bytes(weights, n, t) for n, t in types.items()) / _elements(weights, types)
+
+
+def _elements(weights: Weights, names: Iterable[str]) -> int:
+    return sum(math.prod(weights.shape(n)) for n in names)

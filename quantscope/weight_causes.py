@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from quantscope.language import mark, say
 from quantscope.qtypes import QTYPES, QuantType
 from quantscope.weights import ALL_IDS, Weights, interleave_rows
 from quantscope.wording import sig
@@ -47,6 +48,10 @@ class Stored:
         """F32 for rope_freqs.weight made from a config.json."""
         return self.weights.stored(self.name).qtype if self.name in self.weights.stored_names() else QTYPES["F32"]
 
+    def some(self, rows: Tensor) -> Tensor:
+        """Rows of a matrix in float32."""
+        return self.weights.rows(self.name, rows)
+
     def band(self, rows: slice = ALL_IDS) -> Tensor:
         """Some rows in float32; a vector is one row."""
         return self.weights.band(self.name, rows) if len(self.shape) > 1 else self.weights.get(self.name)[None]
@@ -62,14 +67,12 @@ class Cause:
 
 
 Hypothesis = tuple[str, Tensor]
-_MISSING_PERMUTATION = "the q/k row permutation of a conversion is missing in one file or done once too often in the other"
-
 # How a wrong decoder orders a group: it writes `parts` equal parts of it as neighbours (or the other way round).
 # parts, group, what it is
 ORDERS = (
-    (2, 32, "low and high nibbles as neighbours: the order of Q4_0, Q4_1, Q5_0 or Q5_1 was misread"),
-    (2, 64, "low and high nibbles as neighbours: the order of Q4_K or Q5_K was misread"),
-    (4, 128, "the elements l, l+32, l+64, l+96 as neighbours: the order of Q6_K, Q3_K or Q2_K was misread"),
+    (2, 32, mark("low and high nibbles as neighbours: the order of Q4_0, Q4_1, Q5_0 or Q5_1 was misread")),
+    (2, 64, mark("low and high nibbles as neighbours: the order of Q4_K or Q5_K was misread")),
+    (4, 128, mark("the elements l, l+32, l+64, l+96 as neighbours: the order of Q6_K, Q3_K or Q2_K was misread")),
 )
 
 
@@ -80,7 +83,7 @@ def causes(a: Stored, b: Stored, bound: float) -> tuple[Cause, ...]:
     """
     x, y = a.band(), b.band()
     if not x.any() or not y.any():
-        return (Cause("values where A has only zeros" if y.any() else "only zeros", 0.0, True),)
+        return (Cause(say("values where A has only zeros") if y.any() else say("only zeros"), 0.0, True),)
     limit = min(max(bound, ARITHMETIC), UNRELATED)
     tried: list[Cause] = []
     for stage in STAGES:
@@ -113,10 +116,10 @@ def _layouts(a: Stored, x: Tensor, y: Tensor) -> Iterator[Hypothesis]:
     """Matrices turned or read in another shape, rows of heads in another order, a constant added or multiplied."""
     n, m = x.shape
     if n == m:
-        yield "A's matrix transposed", x.T
+        yield say("A's matrix transposed"), x.T
     elif n > 1:
-        yield "the values of A's transposed matrix in this matrix's shape (reinterpreted)", x.T.reshape(n, m)
-        yield "A's values read in the shape of the transposed matrix, then transposed", x.reshape(m, n).T
+        yield say("the values of A's transposed matrix in this matrix's shape (reinterpreted)"), x.T.reshape(n, m)
+        yield say("A's values read in the shape of the transposed matrix, then transposed"), x.reshape(m, n).T
     if a.name.split(".")[-2] in ("attn_q", "attn_k") and not a.name.endswith(".scale"):
         yield from _heads(x, a.weights.config.head_dim)
     yield from _affine(x, y)
@@ -128,28 +131,41 @@ def _heads(x: Tensor, head_dim: int) -> Iterator[Hypothesis]:
     order = torch.arange(rows.shape[0])
     interleaved = interleave_rows(order, n_head)
     for order, text in (
-        (interleaved, f"the rows of each head interleaved, half-split in A: {_MISSING_PERMUTATION}"),
-        (interleaved.argsort(), f"the rows of each head half-split, interleaved in A: {_MISSING_PERMUTATION}"),
+        (
+            interleaved,
+            mark(
+                "the rows of each head interleaved, half-split in A: the q/k row permutation of a conversion is missing in one file or "
+                "done once too often in the other"
+            ),
+        ),
+        (
+            interleaved.argsort(),
+            mark(
+                "the rows of each head half-split, interleaved in A: the q/k row permutation of a conversion is missing in one file or "
+                "done once too often in the other"
+            ),
+        ),
     ):
-        yield text, rows[order].reshape(x.shape)
+        yield say(text), rows[order].reshape(x.shape)
 
 
 def _affine(x: Tensor, y: Tensor) -> Iterator[Hypothesis]:
-    one = "(one side stores norm weights as w − 1, the other as w)"
-    yield f"A's values plus 1 {one}", x + 1
-    yield f"A's values minus 1 {one}", x - 1
+    yield say("A's values plus 1 (one side stores norm weights as w − 1, the other as w)"), x + 1
+    yield say("A's values minus 1 (one side stores norm weights as w − 1, the other as w)"), x - 1
     sums = [(u * v).sum(dtype=torch.float64).item() for u, v in ((x, y), (x, x))]
     factor = sums[0] / sums[1] if sums[1] else 1.0
-    yield f"A's values times {sig(factor, 4)}", x * factor
+    yield say("A's values times {factor}", factor=sig(factor, 4)), x * factor
     shift = (y - x).mean(dtype=torch.float64).item()
     if abs(abs(shift) - 1) > SAME_SHIFT:
-        yield f"A's values plus {sig(shift, 4)}", x + shift
+        yield say("A's values plus {shift}", shift=sig(shift, 4)), x + shift
 
 
 def _block_orders(size: int, a: Stored, x: Tensor, y: Tensor) -> Iterator[Hypothesis]:
     """The elements of every block in the same other order."""
     if len(x) > 1 and x.shape[1] % size == 0 and (order := found_order(x.reshape(-1, size), y.reshape(-1, size))) is not None:
-        text = f"the elements of each block of {size} in another order, the same in every block{named_order(order)}"
+        text = say("the elements of each block of {size} in another order, the same in every block", size=size)
+        if name := named_order(order):
+            text = say("{order} ({name})", order=text, name=name)
         yield text, x.reshape(-1, size)[:, order].reshape(x.shape)
 
 
@@ -158,12 +174,12 @@ def _orders(a: Stored, x: Tensor, y: Tensor) -> Iterator[Hypothesis]:
     n, m = x.shape
     if n == 1:
         if left_over(x.sort().values, y.sort().values) <= ARITHMETIC:  # else any two vectors of one distribution would fit
-            yield "the same values in another order", x.sort().values[:, y.argsort().argsort()[0]]
+            yield say("the same values in another order"), x.sort().values[:, y.argsort().argsort()[0]]
         return
     if n <= MOST_ROWS and (order := found_order(x.T, y.T)) is not None:
-        yield "A's rows in another order", x[order]
+        yield say("A's rows in another order"), x[order]
     if m <= MOST_ROWS and (order := found_order(x, y)) is not None:
-        yield "A's columns in another order", x[:, order]
+        yield say("A's columns in another order"), x[:, order]
 
 
 def found_order(x: Tensor, y: Tensor) -> Tensor | None:
@@ -175,13 +191,13 @@ def found_order(x: Tensor, y: Tensor) -> Tensor | None:
 
 
 def named_order(order: Tensor) -> str:
-    """ ": ..." where a row of ORDERS makes this order, else nothing."""
+    """What a row of ORDERS that makes this order is; empty where none does."""
     here = torch.arange(len(order))
     for parts, group, text in ORDERS:
         if len(order) % group == 0:
             neighbours = here.reshape(-1, parts, group // parts).transpose(1, 2).flatten()
             if torch.equal(order, neighbours) or torch.equal(order, neighbours.argsort()):
-                return f" ({text})"
+                return say(text)
     return ""
 
 
@@ -193,7 +209,7 @@ def _others(a: Stored, x: Tensor, y: Tensor) -> Iterator[Hypothesis]:
         if name == a.name or other.shape != a.shape or not (_split(name)[0] == layer or _split(name)[1] == local):
             continue
         if left_over(other.band(slice(0, HEAD_ROWS))[:HEAD_ROWS], y[:HEAD_ROWS]) <= UNRELATED:
-            yield f"what A has as {name}", other.band()
+            yield say("what A has as {name}", name=name), other.band()
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,11 +28,12 @@ from torch import Tensor
 from quantscope.qtypes import QuantType
 from quantscope.quants import can_encode, decode, encode
 from quantscope.weight_causes import Cause, Stored, causes
-from quantscope.weights import Weights
+from quantscope.weight_scales import Pair, Scales, found_scales
+from quantscope.weights import ALL_IDS, Weights
 
 Floats = NDArray[np.float32]
 Sums = NDArray[np.float64]
-Verdict = Literal["equal", "explained", "blocks", "differs", "shape", "only in A", "only in B"]
+Verdict = Literal["equal", "explained", "rescaled", "re-tuned", "blocks", "differs", "shape", "only in A", "only in B"]
 
 FACTOR = 4.0  # 2 is the largest |e_A − e_B|² against |e_A|² + |e_B|²; 2 more for importance matrices and other encoders
 CORRECTED = (
@@ -44,6 +45,7 @@ DITHER = 0.5  # of a block's RMS: more than half a step of the coarsest types, s
 ROUNDING = 1e-14  # NMSE of values rounded once more to float32, about 2⁻⁴⁸ · 4
 MOST = 0.5  # where the types allow a larger NMSE than this, the NMSE alone cannot tell them from unrelated values:
 COARSE = 0.4  # then the cosine must be at least this; unrelated values have about 0, TQ1_0 and its original 0.57
+RETUNED = 0.9  # cosine of a norm weight with what it was
 CORRUPT = 0.2  # when more of the blocks stand out, the whole tensor is wrong
 BAND = 1 << 22  # [elements] read at a time
 LARGEST_HALF = 65504.0  # dithered values stay finite in F16
@@ -91,7 +93,7 @@ class TensorDiff:
 
     @property
     def ok(self) -> bool:
-        return self.verdict in ("equal", "explained")
+        return self.verdict in ("equal", "explained", "rescaled", "re-tuned")
 
 
 @dataclass(frozen=True)
@@ -118,16 +120,68 @@ def compare_weights(a: Weights, b: Weights, names: Sequence[str] | None = None) 
     every = list(dict.fromkeys([*a.names(), *b.names()]))
     corrected = tuple(str(w.source.path) for w in (a, b) if _says_corrected(w))
     more = CORRECTED if corrected else 1.0
-    rows = tuple(_tensor(a, b, name, more) for name in every if names is None or name in names)
-    return WeightComparison(str(a.source.path), str(b.source.path), rows, a.unused, b.unused, corrected)
+    rows = [_tensor(a, b, name, more) for name in every if names is None or name in names]
+    rows = _without_scales(a, b, _without_retuned(rows, [*_retuned(a), *_retuned(b)]), more)
+    return WeightComparison(str(a.source.path), str(b.source.path), tuple(rows), a.unused, b.unused, corrected)
+
+
+def _account(w: Weights) -> dict[str, Any]:
+    """The file's own account of its making."""
+    try:
+        found = json.loads(str(w.source.metadata.get("quantscope.recipe", "{}")))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _says_corrected(w: Weights) -> bool:
-    """Whether the file's own account of its making names a correction."""
-    try:
-        return "correct" in json.loads(str(w.source.metadata.get("quantscope.recipe", "{}")))
-    except ValueError:
-        return False
+    return "correct" in _account(w)
+
+
+def _retuned(w: Weights) -> list[str]:
+    """Norm weights and biases that were changed for the outputs' sake."""
+    return [name for key in ("norms", "bias") for name in _account(w).get(key, [])]
+
+
+def _without_retuned(rows: Sequence[TensorDiff], names: Collection[str]) -> list[TensorDiff]:
+    """A re-tuned norm stays near what it was; a bias is new, or was changed as well."""
+    return [
+        replace(row, verdict="re-tuned", causes=())
+        if row.name in names and not row.ok and (row.name.endswith(".bias") or row.cosine > RETUNED)
+        else row
+        for row in rows
+    ]
+
+
+def _without_scales(a: Weights, b: Weights, rows: Sequence[TensorDiff], more: float) -> list[TensorDiff]:
+    """Tensors that agree once channel scales that cancel are undone are "rescaled"."""
+
+    def pair(name: str) -> Pair | None:
+        left, right = _stored(a, name), _stored(b, name)
+        return None if left is None or right is None or left.shape != right.shape else (left, right)
+
+    scales = found_scales(a.config, pair, {row.name for row in rows if row.verdict in ("differs", "blocks", "re-tuned")})
+    return [_rescaled(row, pair(row.name), scales, more) if row.name in scales else row for row in rows]
+
+
+def _rescaled(row: TensorDiff, pair: Pair | None, scales: Scales, more: float) -> TensorDiff:
+    if pair is None or row.ok:
+        return row
+    m = _Measured(_Scaled(pair[0].weights, pair[0].name, scales), pair[1], more)
+    return replace(row, verdict="rescaled", nmse=m.nmse, cosine=m.cosine, causes=()) if m.verdict in ("equal", "explained") else row
+
+
+@dataclass(frozen=True)
+class _Scaled(Stored):
+    """A's tensor with its factors."""
+
+    scales: Scales
+
+    def some(self, rows: Tensor) -> Tensor:
+        return self.scales.applied(self.name, super().some(rows), rows)
+
+    def band(self, rows: slice = ALL_IDS) -> Tensor:
+        return self.scales.applied(self.name, super().band(rows), rows)
 
 
 def _tensor(a: Weights, b: Weights, name: str, more: float = 1.0) -> TensorDiff:
@@ -164,7 +218,7 @@ class _Measured:
         widest = max(32, *(t.block_size for t in self.types))
         self.size = m if m % widest else widest
         sample = torch.arange(0, n, max(1, n * m // SAMPLE))
-        self.typical = self._typical(*(s.weights.rows(s.name, sample) if n > 1 else s.band() for s in (a, b)))
+        self.typical = self._typical(*(s.some(sample) if n > 1 else s.band() for s in (a, b)))
         step = max(1, BAND // m)
         parts = [self._band(a.band(rows), b.band(rows)) for rows in (slice(i, i + step) for i in range(0, n, step))]
         self.error, self.allowed, self.energy, self.energy_b, self.dot = (np.concatenate(p) for p in zip(*parts, strict=True))

@@ -6,7 +6,7 @@ A minus is U+2212 (−), a value that is no finite number says which (``NaN``, `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 MISSING = "–"
 
@@ -91,14 +91,6 @@ def count(n: int, singular: str, plural: str | None = None) -> str:
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
 
 
-def quantity(n: int) -> str:
-    """A large number in words: ``260,032``, ``8.03 million``, ``1.10 billion``."""
-    for unit, word in ((1e9, "billion"), (1e6, "million")):
-        if n >= unit:
-            return f"{sig(n / unit)} {word}"
-    return f"{n:,}"
-
-
 def listed(items: Iterable[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     *first, last = list(items) or [""]
@@ -109,12 +101,6 @@ def some(items: Iterable[str], most: int) -> str:
     """``a, b``; of more than ``most`` the first: ``a, b and 3 more``."""
     names = list(items)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def span(values: Sequence[float], word: str = "to") -> str:
-    """The range of some multiples: ``12.1× to 12.6×``; one value when all read the same."""
-    low, high = times(min(values)), times(max(values))
-    return low if low == high else f"{low} {word} {high}"
 
 
 def quoted(text: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantscope.diagnose.faults import ALL, FAULTS, PROBES, STEMS, Fault
+from quantscope.diagnose.faults import ALL, FAULTS, STEMS, Fault
+from quantscope.diagnose.twins import PROBES
 
 FILE = Path(__file__).parent.parent / "docs" / "faults.md"
 HEAD = """# The fault catalogue
@@ -34,7 +35,7 @@ def table() -> str:
 
 
 def _says(f: Fault) -> str:
-    return f.says.replace(" ({})", "").replace("{}", "…")
+    return f.says.replace(" ({place})", "").replace("{place}", "…")
 
 
 def _ops(f: Fault) -> str:

@@ -30,6 +30,8 @@ def schema_of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     if origin in (Union, types.UnionType):
         inner = schema_of(next(a for a in args if a is not type(None)), definitions)
         return inner if inner.get("type") == ["number", "null"] else {"anyOf": [inner, {"type": "null"}]}
+    if origin is tuple and args[-1] is not Ellipsis:
+        return {"type": "array", "prefixItems": [schema_of(a, definitions) for a in args], "minItems": len(args), "maxItems": len(args)}
     if origin is tuple:
         return {"type": "array", "items": schema_of(args[0], definitions)}
     if origin is dict:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantscope.cli.lang import Lang, LangOption
 from quantscope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def compare(
     different_files: DifferentFiles = False,
     all_taps: All = False,
     json: Json = False,
+    lang: LangOption = Lang.en,
 ) -> int:
     """Compare two traces of the same tokens, tap by tap in the order of the graph, and name the first that differs.
 
@@ -63,15 +65,33 @@ def compare(
     """
     if floor is not None and predicted is not None:
         raise UsageError("--floor and --predicted both give the floor, expected one of them. Leave one out.")
-    from quantscope.compare import compare as run
-    from quantscope.explain import answer, rotation
+    from quantscope.language import language
     from quantscope.trace_file import load
 
     a, b = load(ref), load(test)
     emulated, before = (None if p is None else load(p) for p in (predicted, original))
+    with language(lang.value):
+        return _compared(a, b, emulated, before, floor, model, different_files, all_taps, json)
+
+
+def _compared(
+    a: Trace,
+    b: Trace,
+    emulated: Trace | None,
+    before: Trace | None,
+    floor: float | None,
+    model: str | None,
+    different_files: bool,
+    all_taps: bool,
+    json: bool,
+) -> int:
+    from quantscope.compare import compare as run
+    from quantscope.explain import answer, rotation
+    from quantscope.three_way import asked_split
+
     c = run(a, b, predicted=emulated, floor=floor, same_file=not different_files)
     turned = rotation(a, b, c)
-    split = _split(a, b, before, emulated)
+    split = asked_split(a, b, before, emulated)
     said, convicted = answer(c), False
     if model is not None:
         from quantscope.diagnose.convictions import replayed, sentence
@@ -82,36 +102,23 @@ def compare(
     return DIVERGED if convicted or c.first_divergence is not None else 0
 
 
-def _split(exact: Trace, engine: Trace, original: Trace | None, predicted: Trace | None) -> Sequence[SplitRow]:
-    """The three-way split where it was asked for; --predicted alone asks for floors, and goes without where there are only samples."""
-    from quantscope.errors import TraceContentError
-    from quantscope.three_way import three_way
-
-    if original is None and predicted is None:
-        return ()
-    try:
-        return three_way(exact, engine, original=original, predicted=predicted)
-    except TraceContentError:
-        if original is not None:
-            raise
-        return ()
-
-
 def show(c: Comparison, said: str, turned: str | None, split: Sequence[SplitRow], every: bool, json: bool) -> None:
     from rich.console import Group
     from rich.text import Text
 
     from quantscope.cli.console import console
+    from quantscope.language import say
     from quantscope.report.compare import document, split_table, taps_table
+    from quantscope.report.prose import Prose
     from quantscope.report.text import grid
 
     out = console(sys.stderr if json else sys.stdout)
-    parts: list[object] = [Text(said, style="bold")]
-    parts += [Text(), Text(f"RoPE: {turned}")] if turned else []
+    parts: list[object] = [Prose(said, style="bold")]
+    parts += [Text(), Prose(say("RoPE: {verdict}", verdict=turned))] if turned else []
     parts += grid(taps_table(c, every=every), out.width)
     parts += grid(split_table(split), out.width) if split else []
-    notes = [f"Floor: {c.floor_source}.", *c.notes, *_lacking(c)]
-    parts += [Text(), *(Text(f"• {note}", style="dim") for note in notes)]
+    notes = [say("Floor: {source}.", source=c.floor_source), *c.notes, *_lacking(c)]
+    parts += [Text(), *(Prose(f"• {note}", style="dim") for note in notes)]
     out.print(Group(*parts))  # type: ignore[arg-type]
     if json:
         from quantscope.cli.output import print_document
@@ -121,8 +128,14 @@ def show(c: Comparison, said: str, turned: str | None, split: Sequence[SplitRow]
 
 def _lacking(c: Comparison) -> list[str]:
     """Taps that only one of the traces has, counted: nothing is left out silently."""
+    from quantscope.language import mark, say
+    from quantscope.phrases import joined
+
     return [
-        f"{len(names)} taps are only in the {which}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."
-        for which, names in (("reference", c.only_ref), ("test", c.only_test))
+        say(where, n=len(names), taps=joined([*names[:5], *(["..."] if len(names) > 5 else [])]))
+        for where, names in (
+            (mark("{n} taps are only in the reference: {taps}."), c.only_ref),
+            (mark("{n} taps are only in the test: {taps}."), c.only_test),
+        )
         if names
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from quantscope.cli.lang import Lang, LangOption
 from quantscope.cli.study import Json, Out
 from quantscope.errors import MissingFileError
 
@@ -13,7 +14,7 @@ PROMPT = "It was a dark and stormy"
 CHUNKS = 8  # of 512 tokens: enough positions to order the presets, and done within a minute
 
 
-def demo(out: Out = None, json: Json = False) -> int:
+def demo(out: Out = None, json: Json = False, lang: LangOption = Lang.en) -> int:
     """Run a study on the bundled model: a small Llama trained on English books, in five quantizations."""
     from quantscope.cli.study import study_and_show
     from quantscope.results import DEFAULT_TYPES, StudyOptions
@@ -21,7 +22,7 @@ def demo(out: Out = None, json: Json = False) -> int:
     options = StudyOptions(
         models=(str(bundled(MODEL)),), types=DEFAULT_TYPES, prompt=PROMPT, text=bundled(TEXT), n_ctx=512, n_chunks=CHUNKS
     )
-    return study_and_show(options, out or Path("quantscope-demo"), json)
+    return study_and_show(options, out or Path("quantscope-demo"), json, lang=lang)
 
 
 def bundled(name: str) -> Path:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantscope.cli.lang import Lang, LangOption
 from quantscope.cli.study import parse_ids
 from quantscope.cli.trace import KV, DtypeName, Threads
-from quantscope.errors import UsageError
 
 if TYPE_CHECKING:
     from quantscope.diagnose.diagnosis import Diagnosis
-    from quantscope.diagnose.evidence import Evidence
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The file that the engine ran.", show_default=False)]
 Against = Annotated[
@@ -64,6 +63,7 @@ def diagnose(
     quick: Quick = False,
     all_taps: All = False,
     json: Json = False,
+    lang: LangOption = Lang.en,
 ) -> int:
     """Say why an engine's output differs: the quantization, the engine, the file or the prompt; with the operation and the likely fault.
 
@@ -72,61 +72,28 @@ def diagnose(
 
     Exit code 0: nothing beyond the expected arithmetic; 1: something was found; 2: not comparable.
     """
-    if prompt is not None and tokens is not None:
-        raise UsageError("--prompt and --tokens both say what was run, expected one of them. Leave one out.")
-    from quantscope.diagnose.diagnosis import judge
-    from quantscope.engines import ENGINES
-
-    ids = None if tokens is None else tuple(parse_ids(tokens))
-    if against in ENGINES:
-        if first_batch is not None:
-            raise UsageError(f"--first-batch: {against} is run in one batch, expected it with a trace only. Leave it out.")
-        cases = _run(model, against, original, prompt, ids, kv.value, dtype.value, threads, out, quick)
-    else:
-        cases = [_given(model, against, original, prompt, ids, first_batch)]
-    d = judge(cases[0])
-    if len(cases) > 1 and d.verdict != "engine":  # only a probe shows it
-        d = judge(cases[1])
-    show(d, out, every=all_taps, json=json)
-    return {"within": 0, "not comparable": NOT_COMPARABLE}.get(d.verdict, FOUND)
-
-
-def _run(
-    model: str,
-    engine: str,
-    original: str | None,
-    prompt: str | None,
-    ids: tuple[int, ...] | None,
-    kv: str,
-    dtype: str,
-    threads: int | None,
-    out: Path | None,
-    quick: bool,
-) -> list[Evidence]:
-    """Run the engine here."""
     from quantscope.cli.output import check_folder
-    from quantscope.diagnose.gather import from_engine
-    from quantscope.engines import Request, check
-    from quantscope.inputs import prompt_ids
+    from quantscope.diagnose.run import diagnose as run
+    from quantscope.language import language
 
-    request = Request(engine, model, ids or tuple(prompt_ids(model, prompt)), dtype=dtype, kv=kv, threads=threads)  # type: ignore[arg-type]
-    check(request)
-    keep = None
     if out is not None:
         check_folder(out)
-        out.mkdir(parents=True, exist_ok=True)
-        keep = out / f"{engine}.safetensors"
-    return from_engine(request, original, keep=keep, probes=not quick)
-
-
-def _given(
-    model: str, path: str, original: str | None, prompt: str | None, ids: tuple[int, ...] | None, first_batch: int | None
-) -> Evidence:
-    """A trace that is there."""
-    from quantscope.diagnose.gather import from_trace
-    from quantscope.trace_file import load
-
-    return from_trace(model, load(Path(path)), path, original, prompt=prompt, ids=ids, n_prompt=first_batch)
+    with language(lang.value):
+        d = run(
+            model,
+            against,
+            original=original,
+            prompt=prompt,
+            tokens=None if tokens is None else parse_ids(tokens),
+            first_batch=first_batch,
+            kv=kv.value,
+            dtype=dtype.value,
+            threads=threads,
+            probes=not quick,
+            keep=out,
+        )
+        show(d, out, every=all_taps, json=json)
+    return {"within": 0, "not comparable": NOT_COMPARABLE}.get(d.verdict, FOUND)
 
 
 def show(d: Diagnosis, out: Path | None, *, every: bool, json: bool) -> None:
@@ -136,20 +103,24 @@ def show(d: Diagnosis, out: Path | None, *, every: bool, json: bool) -> None:
     from quantscope.cli.console import console
     from quantscope.cli.output import print_document, write_files
     from quantscope.diagnose.answer import answer
+    from quantscope.language import say
     from quantscope.report.diagnosis import document, markdown, notes, tables
+    from quantscope.report.page import html
+    from quantscope.report.page.diagnosis import diagnosis_page
+    from quantscope.report.prose import Prose
     from quantscope.report.text import grid
 
     screen = console(sys.stderr if json else sys.stdout)
-    parts: list[object] = [Text(answer(d), style="bold")]
-    parts += [Text(), *(Text(f"• {s}") for s in d.about_logits)] if d.about_logits else []
-    parts += [Text(), Text(f"RoPE: {d.turned}")] if d.turned else []
+    parts: list[object] = [Prose(answer(d), style="bold")]
+    parts += [Text(), *(Prose(f"• {s}") for s in d.about_logits)] if d.about_logits else []
+    parts += [Text(), Prose(say("RoPE: {verdict}", verdict=d.turned))] if d.turned else []
     for table in tables(d, every=every):
         parts += grid(table, screen.width, "--json")
-    parts += [Text(), Text("Next", style="bold cyan"), *(Text(f"• {s}") for s in d.next_steps)] if d.next_steps else []
-    parts += [Text(), *(Text(f"• {note}", style="dim") for note in notes(d))]
+    parts += [Text(), Text(say("Next"), style="bold cyan"), *(Prose(f"• {s}") for s in d.next_steps)] if d.next_steps else []
+    parts += [Text(), *(Prose(f"• {note}", style="dim") for note in notes(d))]
     screen.print(Group(*parts))  # type: ignore[arg-type]
     if out is not None:
-        written = write_files(out, {"diagnosis.md": markdown(d)})
-        console(sys.stderr).print(f"Wrote {written[0]}.", markup=False, soft_wrap=True)
+        written = write_files(out, {"diagnosis.html": html(diagnosis_page(d)), "diagnosis.md": markdown(d)})
+        console(sys.stderr).print(f"Wrote {' and '.join(str(p) for p in written)}.", markup=False, soft_wrap=True)
     if json:
         print_document(document(d))

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from quantscope.imatrix import Imatrix
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face folder.", show_default=False)]
-Text = Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text that the model is run on.", show_default=False)]
+Text = Annotated[
+    Path, typer.Option(metavar="FILE", help="UTF-8 text that the model is run on; - reads standard input.", show_default=False)
+]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="FILE.gguf", help="The file to write.", show_default=False)]
 Output = Annotated[bool, typer.Option("--process-output", help="Also the output matrix, which llama-imatrix leaves out by default, too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print what was measured, tensor by tensor, as one JSON document on stdout.")]

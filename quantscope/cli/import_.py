@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from quantscope.cli.lang import Lang, LangOption
 from quantscope.cli.study import parse_ids
 from quantscope.errors import UsageError
 
@@ -79,6 +80,7 @@ def import_(
     table: TableOption = False,
     out: Out = None,
     json: Json = False,
+    lang: LangOption = Lang.en,
 ) -> None:
     """Read what another engine wrote about a forward, as a trace for `quantscope compare`.
 
@@ -86,8 +88,10 @@ def import_(
     and tables of statistics (Markdown, CSV).  With statistics the layer tables are printed, all files side by side, and what they support
     and what they leave open.
     """
+    from quantscope.findings import told
     from quantscope.findings.traces import study_of
     from quantscope.importers.name_map import parse_rule
+    from quantscope.language import language
 
     _check(out)
     rules = [parse_rule(m) for m in maps or ()]
@@ -97,7 +101,6 @@ def import_(
     rows, items = _check_rows(items, runs or ())
     warnings += [w for i in items for w in i.warnings]
     study = study_of([(i.name, i.trace) for i in items])
-    suspicions = _ledger(items, study)
     if table and study is None:
         raise UsageError(
             "--table: no file has the RMS of a layer's output, expected statistics or whole tensors. Leave --table out to see what there "
@@ -105,13 +108,15 @@ def import_(
         )
     written = _write(items, out)
     _complain(warnings)
-    _show(items, study, suspicions, rows, sys.stderr if json else sys.stdout, table)
-    if json:
-        from quantscope.cli.output import print_document
-        from quantscope.report.imported import described, document
+    with language(lang.value):
+        study, suspicions = None if study is None else told(study), _ledger(items, study)
+        _show(items, study, suspicions, rows, sys.stderr if json else sys.stdout, table)
+        if json:
+            from quantscope.cli.output import print_document
+            from quantscope.report.imported import described, document
 
-        found = [described(i.name, i.kind, i.trace, str(written[n]) if written else None) for n, i in enumerate(items)]
-        print_document(document(found, study, suspicions, rows, warnings))
+            found = [described(i.name, i.kind, i.trace, str(written[n]) if written else None) for n, i in enumerate(items)]
+            print_document(document(found, study, suspicions, rows, warnings))
     if out is not None:
         from quantscope.cli.console import console
 
@@ -272,21 +277,23 @@ def _show(
     from rich.text import Text
 
     from quantscope.cli.console import console
+    from quantscope.language import retold, say
     from quantscope.report.imported import layer_tables, ledger_table, origins_table, summary
+    from quantscope.report.prose import Prose
     from quantscope.report.text import grid
 
     out = console(stream)
     parts: list[Any] = []
     if not table_only:
         for item in items:
-            parts += [Text(line) for line in summary(item.name, item.trace)]
+            parts += [Prose(line) for line in summary(item.name, item.trace)]
             said = {w.partition(": ")[2] for w in item.warnings}
-            parts += [Text(f"  • {note}", style="dim") for note in item.trace.origin.notes if note not in said]
+            parts += [Prose(f"  • {retold(note)}", style="dim") for note in item.trace.origin.notes if note not in said]
     if study is not None:
         for t in layer_tables(study):
-            parts += grid(t, out.width, "the document of --json")
-        parts += [Text(), *(Text(f"• {f.text}") for f in study.findings)]
+            parts += grid(t, out.width, say("the document of --json"))
+        parts += [Text(), *(Prose(f"• {f.text}") for f in study.findings)]
         parts += grid(ledger_table(suspicions), out.width)
     if rows:
-        parts += grid(origins_table(rows), out.width, "the document of --json")
+        parts += grid(origins_table(rows), out.width, say("the document of --json"))
     out.print(Group(*parts))

@@ -11,7 +11,9 @@ import typer
 from quantscope.cli.study import Chunks, Ctx, Device, DeviceOption, Dtype, DtypeOption, Memory, check_device, text_options
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or a Hugging Face folder.", show_default=False)]
-Text = Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text that the model is run on.", show_default=False)]
+Text = Annotated[
+    Path, typer.Option(metavar="FILE", help="UTF-8 text that the model is run on; - reads standard input.", show_default=False)
+]
 Base = Annotated[Path, typer.Option("-o", "--out", metavar="BASE", help="The file to write.", show_default=False)]
 
 

@@ -24,8 +24,10 @@ from quantscope.cli.inspect import inspect
 from quantscope.cli.kld_base import kld_base
 from quantscope.cli.quantize import quantize
 from quantscope.cli.recipe import recipe
+from quantscope.cli.report import report
 from quantscope.cli.sensitivity import sensitivity
 from quantscope.cli.study import study
+from quantscope.cli.tables import tables
 from quantscope.cli.trace import trace
 from quantscope.cli.weights import weights
 from quantscope.errors import QuantscopeError, UsageError
@@ -47,6 +49,8 @@ app = typer.Typer(
 )
 app.command(short_help="The whole analysis of a bundled trained model.")(demo)
 app.command(short_help="One model in many quantizations, layer by layer.")(study)
+app.command(short_help="A finished study again: a page, Markdown or JSON.")(report)
+app.command(short_help="A study's tables as CSV or Parquet files.")(tables)
 app.command(short_help="What one engine shows at every tap.")(trace)
 app.command("import", short_help="A trace of another engine's log, dump or table.")(import_)
 app.command(short_help="Two traces tap by tap, and where they part.")(compare)
@@ -84,6 +88,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         code = app(args=list(arguments), prog_name="quantscope", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # typer makes this of a KeyboardInterrupt, and says nothing
+            return _interrupted()
         return code if isinstance(code, int) else 0
     except QuantscopeError as e:
         complain(type(e).__name__, str(e))
@@ -92,10 +98,7 @@ def main(arguments: Sequence[str]) -> int:
         complain(UsageError.__name__, _usage(e))
         return UsageError.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        complain(
-            "Interrupted", "no report was written. A study of a text keeps its finished batches: give the same command again to go on."
-        )
-        return INTERRUPTED
+        return _interrupted()
     except (BrokenPipeError, SystemExit):  # into which typer turns a closed pipe, and nothing else here
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again when it flushes at exit
         return BROKEN_PIPE
@@ -109,6 +112,15 @@ def main(arguments: Sequence[str]) -> int:
             "output of `quantscope --version`.",
         )
         return INTERNAL_ERROR
+
+
+def _interrupted() -> int:
+    complain(
+        "Interrupted",
+        "no report was written. A study of a text keeps its finished batches: give the same command again to go on, or see what there is "
+        "with `quantscope report DIR`.",
+    )
+    return INTERRUPTED
 
 
 def _usage(error: Exception) -> str:

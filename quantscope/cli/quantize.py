@@ -43,11 +43,19 @@ ImatrixFile = Annotated[
 ]
 Correct = Annotated[
     str | None,
-    typer.Option(metavar="rounding", help="Choose codes and scales for the outputs on --text: same types and size.", show_default=False),
+    typer.Option(
+        metavar="rounding|scales|norms|equalize|bias,...",
+        help="Correct the outputs on --text: codes and scales, scales alone, norm weights, channel scales, biases. Only biases add bytes.",
+        show_default=False,
+    ),
 ]
 Text = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="UTF-8 text that corrections are fitted to; a fifth of it judges them.", show_default=False),
+    typer.Option(
+        metavar="FILE",
+        help="UTF-8 text that corrections are fitted to; a fifth of it judges them; - reads standard input.",
+        show_default=False,
+    ),
 ]
 Ctx = Annotated[int, typer.Option(metavar="N", min=8, help="Tokens of a chunk of the text.")]
 Chunks = Annotated[int | None, typer.Option(metavar="N", min=1, help="Chunks of the text to use.  [default: all]", show_default=False)]
@@ -71,7 +79,7 @@ def quantize(
 ) -> None:
     """Write a model in other types: the same bytes as llama-quantize for the same preset, or the types of a recipe.
 
-    With --correct every matrix is rounded for the inputs it will really get, layer by layer, inside its type and size: what does not bring
+    With --correct every matrix is corrected for the inputs it will really get, layer by layer, inside its type: what does not bring
     the predictions nearer to the original's, on the text and on a part of it that was not used, stays as llama-quantize --imatrix has it.
 
     The file is complete or absent, whatever happens meanwhile.  Its metadata say what it was made from (quantscope.*).
@@ -92,16 +100,16 @@ def quantize(
         weights, bare = (None, ()) if imatrix is None else _importance(imatrix, whole)
         choice = choose_types(whole, wanted, overrides, pure=pure, imatrix=weights is not None or text is not None)
         choice = replace(choice, notes=(*bare, *choice.notes))
-        corrected = None if text is None else _corrected(source, choice, text, ctx, chunks)
-        made |= {} if text is None else {"correct": correct, "text": text.name}
-        written = _write(whole, out, choice, weights, made, {} if corrected is None else corrected.replacements)
+        corrected = None if text is None else _corrected(source, choice, text, ctx, chunks, parse_methods(correct))
+        made |= {} if text is None or corrected is None else {"correct": correct, "text": text.name} | _changed(corrected)
+        written = _write(whole, out, choice, weights, made, corrected)
         show(whole, made, choice, written, corrected, json=json)
     finally:
         source.close()
 
 
 def _check_correction(correct: str | None, text: Path | None, imatrix: Path | None) -> None:
-    check_method(correct)
+    parse_methods(correct)
     if (correct is None) != (text is None):
         raise UsageError(
             f"--{'text' if correct is None else 'correct'} alone: corrections need `--correct rounding --text FILE`. Give both."
@@ -109,10 +117,17 @@ def _check_correction(correct: str | None, text: Path | None, imatrix: Path | No
     check_one_importance(correct, imatrix)
 
 
-def check_method(correct: str | None) -> None:
-    """UsageError for a correction that does not exist."""
-    if correct not in (None, "rounding"):
-        raise UsageError(f"--correct {correct}: expected `rounding`, which chooses codes and scales.")
+def parse_methods(correct: str | None) -> tuple[str, ...]:
+    """The corrections in the order in which they are made.  UsageError for one that does not exist."""
+    if correct is None:
+        return ()
+    from quantscope.remedy.correct import METHODS
+
+    given = {word.strip() for word in correct.split(",")}
+    unknown = sorted(given - set(METHODS))
+    if unknown:
+        raise UsageError(f"--correct {correct}: {unknown[0]!r} is no correction, expected some of {', '.join(METHODS)}, joined by commas.")
+    return tuple(method for method in METHODS if method in given)
 
 
 def check_one_importance(correct: str | None, imatrix: Path | None) -> None:
@@ -123,7 +138,7 @@ def check_one_importance(correct: str | None, imatrix: Path | None) -> None:
         )
 
 
-def _corrected(source: Source, choice: Choice, text: Path, ctx: int, chunks: int | None) -> Corrected:
+def _corrected(source: Source, choice: Choice, text: Path, ctx: int, chunks: int | None, methods: tuple[str, ...]) -> Corrected:
     """The corrected tensors, with a progress bar."""
     from quantscope.cli.progress import watching
     from quantscope.remedy.calibration import calibration
@@ -137,9 +152,20 @@ def _corrected(source: Source, choice: Choice, text: Path, ctx: int, chunks: int
     n_layer = weights.config.n_layer
     with watching() as monitor:
         monitor.begin("layers", n_layer + 1, (ids.numel() + elsewhere.numel()) * (n_layer + 1))
-        done = correct(weights, choice.types, ids, elsewhere, lambda n, what: monitor.step("layers", n, what))
+        done = correct(weights, choice.types, ids, elsewhere, lambda n, what: monitor.step("layers", n, what), methods)
         monitor.step("layers", n_layer + 1, "")
+        for note in done.notes:
+            monitor.note(note)
     return done
+
+
+def _changed(c: Corrected) -> dict[str, list[str]]:
+    """What was changed beside the codes of its type, for the file's account of its making."""
+    found: dict[str, list[str]] = {}
+    for row in c.rows:
+        if row.kept and row.correction not in ("rounding", "scales"):
+            found.setdefault(row.correction, []).append(row.name)
+    return found
 
 
 def _importance(path: Path, model: Original) -> tuple[Imatrix, tuple[str, ...]]:
@@ -156,7 +182,7 @@ def _importance(path: Path, model: Original) -> tuple[Imatrix, tuple[str, ...]]:
 
 
 def _write(
-    model: Original, out: Path, choice: Choice, weights: Imatrix | None, made: Mapping[str, Any], replacements: Mapping[str, Any]
+    model: Original, out: Path, choice: Choice, weights: Imatrix | None, made: Mapping[str, Any], corrected: Corrected | None
 ) -> Written:
     """Say the notes, and write the file with a progress bar."""
     from json import dumps
@@ -174,7 +200,7 @@ def _write(
             out,
             choice.types,
             choice.file_type,
-            replacements=replacements,
+            **({} if corrected is None else corrected.arrays()),
             importance=weights.of if weights else lambda name: None,
             metadata={"quantscope.recipe": dumps(made, ensure_ascii=False)} | _imatrix_metadata(weights),
             step=lambda done, what: monitor.step("weights", done, what),
@@ -241,23 +267,24 @@ def show(model: Original, recipe: Mapping[str, Any], choice: Choice, written: Wr
 
 
 def _said(c: Corrected) -> str:
-    """How many matrices were corrected, by how much, and which were not."""
+    """A line for each correction: how often it was kept, by how much the error fell, and where it was not."""
+    return "\n".join(_said_of(correction, c) for correction in dict.fromkeys(row.correction for row in c.rows))
+
+
+def _said_of(correction: str, c: Corrected) -> str:
     from statistics import median
 
-    from quantscope.wording import count, listed, percent
+    from quantscope.wording import count, percent, some
 
-    kept, left = [row for row in c.rows if row.kept], [row.name for row in c.rows if not row.kept]
-    rest = (
-        f" Not better on both texts, so left as they were: {listed(left[:6])}{f' and {len(left) - 6} more' if len(left) > 6 else ''}."
-        if left
-        else ""
-    )
+    rows = [row for row in c.rows if row.correction == correction]
+    kept, left = [row for row in rows if row.kept], [row.name for row in rows if not row.kept]
+    rest = f" Not better on both texts, so left as they were: {some(left, 6)}." if left else ""
     if not kept:
-        return f"No correction helped on both texts.{rest}"
+        return f"{correction}: helped on both texts nowhere.{rest}"
     gain = median(row.error_elsewhere for row in kept)
     return (
-        f"Corrected {len(kept)} of {count(len(c.rows), 'matrix', 'matrices')}: on text that was not used the error of their outputs falls "
-        f"to {percent(gain)} of plain rounding's (median).{rest}"
+        f"{correction}: kept in {len(kept)} of {count(len(rows), 'place')}: on text that was not used the error of the outputs falls to "
+        f"{percent(gain)} of what it was without (median).{rest}"
     )
 
 
@@ -272,6 +299,6 @@ def document(model: Original, recipe: Mapping[str, Any], choice: Choice, written
         "source": {"file": str(model.source.path), "sha256": model.source.sha256(), "bytes": model.source.file_bytes},
         "recipe": dict(recipe),
         "types": {t.name: t.qtype.name for t in written.tensors},
-        "notes": list(choice.notes),
+        "notes": [*choice.notes, *(corrected.notes if corrected else ())],
         "corrections": None if corrected is None else [asdict(row) for row in corrected.rows],
     }

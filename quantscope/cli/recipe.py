@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantscope.cli.quantize import check_method, check_one_importance, quantize
+from quantscope.cli.lang import Lang, LangOption
+from quantscope.cli.quantize import check_one_importance, parse_methods, quantize
 from quantscope.cli.sensitivity import parse_types
 from quantscope.cli.study import parse_memory
 from quantscope.errors import UsageError
@@ -33,7 +34,10 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A GGUF file, best F16, BF16 or F32, or a Hugging Face folder.", show_default=False)
 ]
 Text = Annotated[
-    Path, typer.Option(metavar="FILE", help="UTF-8 text that the recipe is found on; a fifth of it judges.", show_default=False)
+    Path,
+    typer.Option(
+        metavar="FILE", help="UTF-8 text that the recipe is found on; a fifth of it judges; - reads standard input.", show_default=False
+    ),
 ]
 Bpw = Annotated[float | None, typer.Option(metavar="X", help="Bits per weight, over all tensors.", show_default=False)]
 Size = Annotated[str | None, typer.Option(metavar="SIZE", help="Size of the file, as in 600M or 4.5G.", show_default=False)]
@@ -69,6 +73,10 @@ class Places:
         return self.recipe.with_name(f"{self.recipe.stem}.tensor-types.txt")
 
     @property
+    def page(self) -> Path:
+        return self.recipe.with_suffix(".html")
+
+    @property
     def imatrix(self) -> Path:
         return self.recipe.with_name(f"{self.recipe.stem}.imatrix.gguf")
 
@@ -87,6 +95,7 @@ def recipe(
     quantized: Quantized = None,
     correct: Correct = None,
     json: Json = False,
+    lang: LangOption = Lang.en,
 ) -> None:
     """Find the types of all tensors that give the lowest KL divergence for a size, or the smallest size for a KL divergence.
 
@@ -96,6 +105,7 @@ def recipe(
     Writes recipe.json, which `quantscope quantize --recipe` reads, and beside it a file for `llama-quantize --tensor-type-file` and the
     importance matrix that was used.
     """
+    from quantscope.language import language
     from quantscope.remedy.original import original
     from quantscope.sources.resolve import open_source
     from quantscope.weights import Weights
@@ -111,8 +121,9 @@ def recipe(
         found, catalog, weighing = _found(whole, weights, target, wanted, text, ctx, chunks, imatrix)
     finally:
         source.close()
-    made = _write(found, catalog, weighing if imatrix is None else None, places)
-    show(found, made, model, text, imatrix, places, json=json)
+    with language(lang.value):
+        made = _write(found, catalog, weighing if imatrix is None else None, places, model)
+        show(found, made, model, text, imatrix, places, json=json)
     if quantized is not None:
         with redirect_stdout(sys.stderr) if json else nullcontext():
             if correct is not None:
@@ -149,7 +160,7 @@ def parse_size(given: str) -> int:
 
 
 def _check_correction(correct: str | None, quantized: Path | None, imatrix: Path | None) -> None:
-    check_method(correct)
+    parse_methods(correct)
     if correct and quantized is None:
         raise UsageError("--correct alone: the correction is in the quantized file. Say where with `--quantized OUT.gguf`.")
     check_one_importance(correct, imatrix)
@@ -157,7 +168,10 @@ def _check_correction(correct: str | None, quantized: Path | None, imatrix: Path
 
 def _check_places(places: Places, read: Sequence[Path]) -> None:
     """UsageError before minutes of work: for outputs without a folder, that are an input, or each other."""
-    written = {"-o": (places.recipe, places.lines, places.imatrix), "--quantized": (places.quantized,) if places.quantized else ()}
+    written = {
+        "-o": (places.recipe, places.lines, places.page, places.imatrix),
+        "--quantized": (places.quantized,) if places.quantized else (),
+    }
     seen: list[Path] = []
     for option, path in ((option, path) for option, paths in written.items() for path in paths):
         folder = path.absolute().parent
@@ -174,7 +188,7 @@ def _check_target(model: Original, places: Places) -> None:
     """Neither output is a file of the model, which may be a folder."""
     from quantscope.remedy.export import check_target
 
-    for path in (places.recipe, places.lines, places.imatrix, *([places.quantized] if places.quantized else [])):
+    for path in (places.recipe, places.lines, places.page, places.imatrix, *([places.quantized] if places.quantized else [])):
         check_target(model, path)
 
 
@@ -232,18 +246,21 @@ class _Steps:
         self.monitor.step(what, done, "")
 
 
-def _write(found: Found, catalog: Catalog, imatrix: Imatrix | None, places: Places) -> Recipe:
-    """recipe.json and the lines for llama-quantize, both or none; and the importance matrix, where it was not given."""
+def _write(found: Found, catalog: Catalog, imatrix: Imatrix | None, places: Places, model: str) -> Recipe:
+    """recipe.json, the lines for llama-quantize and the page, all or none; and the importance matrix, where it was not given."""
     from json import dumps
 
     from quantscope.cli.output import write_files
     from quantscope.imatrix import write_imatrix
     from quantscope.remedy.recipe import as_recipe, type_lines
+    from quantscope.report.page import html
+    from quantscope.report.page.remedies import recipe_page
 
     made = as_recipe(found.chosen, catalog)
     if imatrix is not None:
         write_imatrix(places.imatrix, imatrix)
     texts = {places.recipe.name: dumps(made.document(), ensure_ascii=False, indent=1) + "\n", places.lines.name: type_lines(made)}
+    texts[places.page.name] = html(recipe_page(found, Path(model).name))
     write_files(places.recipe.absolute().parent, texts)
     return made
 
@@ -253,16 +270,17 @@ def show(found: Found, made: Recipe, model: str, text: Path, imatrix: Path | Non
     from rich.text import Text as RichText
 
     from quantscope.cli.console import console
+    from quantscope.report.prose import Prose
     from quantscope.report.recipe import answer, document, notes, tables
     from quantscope.report.text import grid
     from quantscope.wording import printable
 
     on = console(sys.stderr if json else sys.stdout)
     drawn = [part for table in tables(found) for part in grid(table, on.width)]
-    said = (RichText(f"• {note}", style="dim") for note in notes(found))
-    on.print(Group(RichText(answer(found), style="bold"), *drawn, RichText(), *said))
+    said = (Prose(f"• {note}", style="dim") for note in notes(found))
+    on.print(Group(Prose(answer(found), style="bold"), *drawn, RichText(), *said))
     wrote = console(sys.stderr)
-    for path in (places.recipe, places.lines, *(() if imatrix else (places.imatrix,))):
+    for path in (places.recipe, places.lines, places.page, *(() if imatrix else (places.imatrix,))):
         wrote.print(f"Wrote {printable(str(path))}.", markup=False, soft_wrap=True)
     if json:
         from quantscope.cli.output import print_document

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantscope.cli.lang import Lang, LangOption
 from quantscope.errors import UnsupportedTypeError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ DEFAULT_CTX, DEFAULT_CHUNKS = 256, 32
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A GGUF file, best F16, BF16 or F32, or a Hugging Face folder.", show_default=False)
 ]
-Text = Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text that the model is run on.", show_default=False)]
+Text = Annotated[
+    Path, typer.Option(metavar="FILE", help="UTF-8 text that the model is run on; - reads standard input.", show_default=False)
+]
 Types = Annotated[str, typer.Option(metavar="T,T,...", help="Tensor types to score.")]
 Chunks = Annotated[int, typer.Option(metavar="N", help="Use at most the first N chunks of the text.")]
 Ctx = Annotated[int, typer.Option(metavar="N", help="Tokens per chunk of the text.")]
@@ -45,12 +48,14 @@ def sensitivity(
     imatrix: ImatrixFile = None,
     out: Out = None,
     json: Json = False,
+    lang: LangOption = Lang.en,
 ) -> None:
     """Predict how much the KL divergence grows when one matrix alone is stored in a coarser type, for every matrix and type.
 
     One forward and one backward pass over the text on the original: much less time than trying each of them.
     """
     from quantscope.cli.output import check_folder
+    from quantscope.language import language
     from quantscope.sources.resolve import open_source
     from quantscope.weights import Weights
 
@@ -65,7 +70,8 @@ def sensitivity(
         found = _predict(weights, ids, wanted, matrix)
     finally:
         source.close()
-    show(found, Path(model).name, str(text), None if imatrix is None else str(imatrix), out, json=json)
+    with language(lang.value):
+        show(found, Path(model).name, str(text), None if imatrix is None else str(imatrix), out, json=json)
 
 
 def parse_types(text: str) -> list[QuantType]:
@@ -127,14 +133,15 @@ def show(found: Sensitivity, model: str, text: str, imatrix: str | None, out: Pa
     from rich.text import Text as RichText
 
     from quantscope.cli.console import console
+    from quantscope.report.prose import Prose
     from quantscope.report.sensitivity import answer, document, notes, tables
     from quantscope.report.text import grid
 
     on = console(sys.stderr if json else sys.stdout)
     full = "sensitivity.md" if out is not None else "--out DIR"
     drawn = [part for table in tables(found) for part in grid(table, on.width, full)]
-    said = (RichText(f"• {note}", style="dim") for note in notes(found))
-    on.print(Group(RichText(answer(found), style="bold"), *drawn, RichText(), *said))
+    said = (Prose(f"• {note}", style="dim") for note in notes(found))
+    on.print(Group(Prose(answer(found), style="bold"), *drawn, RichText(), *said))
     data = document(found, model, text, imatrix)
     if out is not None:
         _write(out, found, model, data)
@@ -149,9 +156,12 @@ def _write(out: Path, found: Sensitivity, model: str, data: dict[str, Any]) -> N
 
     from quantscope.cli.console import console
     from quantscope.cli.output import write_files
+    from quantscope.report.page import html
+    from quantscope.report.page.remedies import sensitivity_page
     from quantscope.report.sensitivity import markdown
     from quantscope.wording import printable
 
     files = {"sensitivity.json": dumps(data, ensure_ascii=False, indent=1) + "\n", "sensitivity.md": markdown(found, model)}
+    files["sensitivity.html"] = html(sensitivity_page(found, model))
     for path in write_files(out, files):
         console(sys.stderr).print(f"Wrote {printable(str(path))}.", markup=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantscope.cli.lang import Lang, LangOption
 from quantscope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,11 +39,22 @@ class Dtype(str, Enum):
     float64 = "float64"
 
 
-Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="GGUF files or Hugging Face folders.", show_default=False)]
+Models = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL", help="GGUF files, Hugging Face folders, or names: hf:OWNER/REPO, ollama:NAME.", show_default=False),
+]
 Types = Annotated[
     str | None,
     typer.Option(
         metavar="T,T,...", help="Quantize one MODEL in memory to these presets or types.  [default: Q4_0,Q4_K_M,Q5_K_M,Q6_K,Q8_0]"
+    ),
+]
+Kv = Annotated[
+    str | None,
+    typer.Option(
+        metavar="T,T,...",
+        help="Also every variant with a key/value cache of these types: f16, q8_0, q4_0 ..., or q8_0/q4_0 for keys and values.",
+        show_default=False,
     ),
 ]
 Ref = Annotated[str | None, typer.Option(metavar="MODEL", help="The original that the given files are compared with.")]
@@ -57,7 +69,7 @@ Base = Annotated[
 ]
 Prompt = Annotated[str | None, typer.Option(metavar="TEXT", help="Text to continue.  [default: Once upon a time]", show_default=False)]
 Tokens = Annotated[str | None, typer.Option(metavar="ID,ID,...", help="Token ids instead of a prompt.")]
-Text = Annotated[Path | None, typer.Option(metavar="FILE", help="UTF-8 text for KL divergence and perplexity.")]
+Text = Annotated[Path | None, typer.Option(metavar="FILE", help="UTF-8 text for KL divergence and perplexity; - reads standard input.")]
 Ctx = Annotated[int | None, typer.Option(metavar="N", help="Tokens per chunk of the text.  [default: 512]")]
 Chunks = Annotated[int | None, typer.Option(metavar="N", help="Use only the first N chunks of the text.")]
 PositionsOption = Annotated[Positions, typer.Option(help="Positions that the layer statistics cover.")]
@@ -91,6 +103,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the content of study.j
 def study(
     models: Models,
     types: Types = None,
+    kv: Kv = None,
     ref: Ref = None,
     kl_divergence_base: Base = None,
     prompt: Prompt = None,
@@ -108,11 +121,14 @@ def study(
     ray: Ray = None,
     out: Out = None,
     json: Json = False,
+    lang: LangOption = Lang.en,
 ) -> int:
     """Run variants of a model side by side and show where and how much they differ.
 
     One MODEL: it is the original, and the variants are quantized from it in memory (--types).  Several MODELs, or one and --ref: each
     file is a variant as it is.
+
+    With --kv, keys and values are also rounded as in a quantized cache: of MODEL as it is, and of each of --types where they are given.
 
     With --engine, files are taken as they are, and each engine is compared with an exact run of the same file on the prompt.
 
@@ -127,10 +143,16 @@ def study(
             "--engine runs files, and --types makes variants in memory: expected one of them. Write the files with llama-quantize "
             "and give them instead of --types."
         )
+    if kv is not None and engine:
+        raise UsageError(
+            "--engine runs files with the engine's own cache, and --kv rounds keys and values here: expected one of them. Run "
+            "`quantscope study` once with each."
+        )
     _check(models, types, ref, prompt, tokens, text, {"--ctx": ctx, "--chunks": chunks, "--until-ci": until_ci, "--ray": ray})
     options = StudyOptions(
         models=tuple(models),
-        types=_types(types, alone=len(models) == 1 and ref is None and not engine and kl_divergence_base is None),
+        types=_types(types, alone=len(models) == 1 and not any((ref, kv, engine, kl_divergence_base))),
+        kv=() if kv is None else _listed("--kv", kv, "q8_0,q4_0"),
         ref=ref,
         prompt=prompt,
         tokens=None if tokens is None else parse_ids(tokens),
@@ -147,11 +169,11 @@ def study(
         engines=tuple(engine or ()),
         ray=ray,
     )
-    return study_and_show(options, out or default_folder(models[0]), json, keep=out is not None)
+    return study_and_show(options, out or default_folder(models[0]), json, keep=out is not None, lang=lang)
 
 
-def study_and_show(options: StudyOptions, out: Path, json: bool, *, keep: bool = False) -> int:
-    """Run a study, print it, and write report.md and study.json; returns the exit code.
+def study_and_show(options: StudyOptions, out: Path, json: bool, *, keep: bool = False, lang: Lang = Lang.en) -> int:
+    """Run a study, print it, and write report.md and study.json; returns the exit code.  study.json is the same in every language.
 
     keep: the folder was chosen by the user, so another study in it is an error; in a folder of our own choosing a finished one makes room,
     as it always does for the reports.
@@ -159,9 +181,14 @@ def study_and_show(options: StudyOptions, out: Path, json: bool, *, keep: bool =
     from quantscope.cli.console import console
     from quantscope.cli.output import check_folder, write_files
     from quantscope.cli.progress import watching
+    from quantscope.findings import told
+    from quantscope.language import language
     from quantscope.report.markdown import markdown
+    from quantscope.report.page import html
+    from quantscope.report.page.study import study_page
     from quantscope.report.study_json import dump
     from quantscope.report.text import render
+    from quantscope.wording import listed
 
     check_folder(out)
     from quantscope.study import run_study  # after the checks that need no torch
@@ -170,12 +197,14 @@ def study_and_show(options: StudyOptions, out: Path, json: bool, *, keep: bool =
     with watching() as monitor:
         done = run_study(options, monitor, out if options.text else None, replace_finished=not keep)
     document = dump(done)
-    written = write_files(out, {"report.md": markdown(done), "study.json": document})
     human = console(sys.stderr if json else sys.stdout)
-    human.print(render(done, human.width, full=str(out / "report.md")))
+    with language(lang.value):
+        shown = told(done)
+        written = write_files(out, {"report.html": html(study_page(shown)), "report.md": markdown(shown), "study.json": document})
+        human.print(render(shown, human.width, full=str(out / "report.md")))
     if json:
         sys.stdout.write(document)
-    console(sys.stderr).print(f"\nWrote {' and '.join(str(p) for p in written)}.", markup=False, soft_wrap=True)
+    console(sys.stderr).print(f"\nWrote {listed(str(p) for p in written)}.", markup=False, soft_wrap=True)
     if any(run.failure for run in done.engines):
         return FAILED
     return DIVERGED if any(run.agrees is False for run in done.engines) else 0
@@ -220,9 +249,9 @@ def check_device(device: str) -> None:
 
 def default_folder(model: str) -> Path:
     """``quantscope-NAME`` in the current folder."""
-    path = Path(model)
-    name = path.resolve().stem if path.suffix == ".gguf" else path.resolve().name
-    return Path(f"quantscope-{name}")
+    from quantscope.sources.resolve import short_name
+
+    return Path(f"quantscope-{short_name(model)}")
 
 
 def _check(
@@ -247,6 +276,10 @@ def _check(
             "--types quantizes MODEL itself, which is then the original, so --ref has no place beside it. Leave out --ref, or leave "
             "out --types to compare the files as they are."
         )
+    if text == Path("-") and of_a_text["--ray"] is not None:
+        raise UsageError(
+            "--ray computes in other processes, which cannot read this one's standard input: expected a file. Give --text FILE."
+        )
     for name, value in of_a_text.items():
         if value is not None and text is None:
             raise UsageError(f"{name} is about the chunks of a text, but there is no text. Add --text FILE, or leave {name} out.")
@@ -259,9 +292,14 @@ def _types(given: str | None, alone: bool) -> tuple[str, ...]:
 
     if given is None:
         return DEFAULT_TYPES if alone else ()
+    return _listed("--types", given, ",".join(DEFAULT_TYPES))
+
+
+def _listed(option: str, given: str, example: str) -> tuple[str, ...]:
+    """``a,b`` → its parts; UsageError when there is none."""
     names = tuple(part.strip() for part in given.split(",") if part.strip())
     if not names:
-        raise UsageError(f"--types {given!r} names no type, expected for example --types {','.join(DEFAULT_TYPES)}.")
+        raise UsageError(f"{option} {given!r} names no type, expected for example {option} {example}. Leave it out for the default.")
     return names
 
 

@@ -89,6 +89,7 @@ def trace(
     from quantscope.cli.console import console
     from quantscope.engines import Request, check
     from quantscope.inputs import prompt_ids
+    from quantscope.sources.resolve import short_name
 
     text_lines = out is not None and out.suffix == ".txt"
     if text_lines and not fingerprint:
@@ -113,7 +114,7 @@ def trace(
         steps=steps,
     )
     check(request)
-    path = out or Path(f"{Path(model).resolve().stem}-{engine.value}.safetensors")
+    path = out or Path(f"{short_name(model)}-{engine.value}.safetensors")
     made = _run(request, path, text_lines)
     if json:
         from quantscope.cli.output import print_document

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantscope.cli.lang import Lang, LangOption
+
 if TYPE_CHECKING:
     from quantscope.weight_compare import WeightComparison
 
@@ -17,11 +19,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 UNEXPLAINED = 1
 
 
-def weights(a: A, b: B, all: All = False, json: Json = False) -> int:
+def weights(a: A, b: B, all: All = False, json: Json = False, lang: LangOption = Lang.en) -> int:
     """Compare the tensors of two files: what their types do not explain is named (permuted, transposed, norm + 1, corrupt blocks ...).
 
     Exit code 0: the types explain all differences; 1: they do not.
     """
+    from quantscope.language import language
     from quantscope.sources.resolve import open_source
     from quantscope.weight_compare import compare_weights
     from quantscope.weights import Weights
@@ -30,11 +33,13 @@ def weights(a: A, b: B, all: All = False, json: Json = False) -> int:
     try:
         for path in (a, b):
             sources.append(open_source(path))
-        c = compare_weights(Weights(sources[0]), Weights(sources[1]))
+        with language(lang.value):
+            c = compare_weights(Weights(sources[0]), Weights(sources[1]))
     finally:
         for source in sources:
             source.close()
-    show(c, every=all, json=json)
+    with language(lang.value):
+        show(c, every=all, json=json)
     return UNEXPLAINED if c.unexplained else 0
 
 
@@ -43,13 +48,14 @@ def show(c: WeightComparison, *, every: bool, json: bool) -> None:
     from rich.text import Text
 
     from quantscope.cli.console import console
+    from quantscope.report.prose import Prose
     from quantscope.report.text import grid
     from quantscope.report.weights import answer, document, notes, weights_table
 
     out = console(sys.stderr if json else sys.stdout)
     table = weights_table(c, every=every)
     drawn = grid(table, out.width, "--json") if table.rows else []
-    out.print(Group(Text(answer(c), style="bold"), *drawn, Text(), *(Text(f"• {note}", style="dim") for note in notes(c))))
+    out.print(Group(Prose(answer(c), style="bold"), *drawn, Text(), *(Prose(f"• {note}", style="dim") for note in notes(c))))
     if json:
         from quantscope.cli.output import print_document
 

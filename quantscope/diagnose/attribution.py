@@ -20,8 +20,10 @@ from torch import Tensor
 from quantscope.compare import PREDICTED_TIMES
 from quantscope.diagnose.activation_rounding import ActivationRounding, Channel
 from quantscope.errors import ShapeError
+from quantscope.language import mark, say
 from quantscope.metrics import first_argmax, kl_nats
-from quantscope.wording import count, listed, percent, sig
+from quantscope.phrases import clauses, count, listed, paragraph
+from quantscope.wording import percent, sig
 
 KL_FLOOR = 1e-7  # [nats] ½ · EXACT_FLOOR (NMSE 1e-9, the order of sums) · 14², the mean square of logits as large as models have
 MOST_CHANNELS = 3  # that a sentence names
@@ -135,65 +137,122 @@ def sentences(split: LogitSplit, rounding: ActivationRounding | None = None) -> 
 
 def _kl_sentence(s: LogitSplit) -> str:
     if s.quantization is None:
-        start = (
-            f"Against the exact execution of the same file (there is no original, so quantization is not measured) this engine's expected "
-            f"arithmetic raises KL from 0 to {sig(s.expected)} nats"
+        return say(
+            "Against the exact execution of the same file (there is no original, so quantization is not measured) this engine's expected "
+            "arithmetic raises KL from 0 to {expected} nats; the engine measures {engine}: {judgement}.",
+            expected=sig(s.expected),
+            engine=sig(s.engine),
+            judgement=_judgement(s),
         )
-    else:
-        start = (
-            f"Quantization alone raises KL from 0 to {sig(s.quantization)} nats; this engine's expected arithmetic brings it to "
-            f"{sig(s.expected)}"
-        )
-    return f"{start}; the engine measures {sig(s.engine)}: {_judgement(s)}."
+    return say(
+        "Quantization alone raises KL from 0 to {quantization} nats; this engine's expected arithmetic brings it to {expected}; the engine "
+        "measures {engine}: {judgement}.",
+        quantization=sig(s.quantization),
+        expected=sig(s.expected),
+        engine=sig(s.engine),
+        judgement=_judgement(s),
+    )
 
 
 def _judgement(s: LogitSplit) -> str:
-    own = f"{sig(s.own_engine)} nats from the exact execution of its own file, expected {sig(s.own_expected)}"
-    shown = f" ({own})" if s.quantization is not None else ""  # else it is what the sentence says already
+    own = say(
+        "{engine} nats from the exact execution of its own file, expected {expected}",
+        engine=sig(s.own_engine),
+        expected=sig(s.own_expected),
+    )
     if not math.isfinite(s.own_engine):
-        return "some of its logits are not finite, which is unexplained, implementation"
+        return say("some of its logits are not finite, which is unexplained, implementation")
+    if not (s.below or s.explained or s.engine > s.expected):
+        return say("as near to the original, but not in the same way: it is {own}, which is unexplained, implementation", own=own)
+    if s.quantization is None:  # then the sentence says already how far the engine is from its own file
+        if s.below:
+            return say("it rounds less than expected; nothing found beyond expected arithmetic")
+        if s.explained:
+            return say("nothing found beyond expected arithmetic")
+        return say("the rise from {expected} is unexplained, implementation", expected=sig(s.expected))
     if s.below:
-        return f"it rounds less than expected{shown}; nothing found beyond expected arithmetic"
+        return say("it rounds less than expected ({own}); nothing found beyond expected arithmetic", own=own)
     if s.explained:
-        return f"nothing found beyond expected arithmetic{shown}"
-    if s.engine > s.expected:
-        return f"the rise from {sig(s.expected)} is unexplained, implementation{shown}"
-    return f"as near to the original, but not in the same way: it is {own}, which is unexplained, implementation"
+        return say("nothing found beyond expected arithmetic ({own})", own=own)
+    return say("the rise from {expected} is unexplained, implementation ({own})", expected=sig(s.expected), own=own)
 
 
 def _tokens(s: LogitSplit) -> str:
     original, exact, expected, engine = s.tokens
-    first = f"original {original}, " if original is not None else ""
-    text = f"Greedy token of the last position: {first}quantized file exactly {exact}, expected arithmetic {expected}, engine {engine}; "
-    changes = [("quantization", s.changed_by_quantization)] if s.changed_by_quantization is not None else []
-    changes += [("the expected arithmetic", s.changed_by_rounding), ("the engine", s.changed_by_engine)]
-    what = listed(f"{n} by {who}" for who, n in changes)
-    return f"{text}of {count(s.n, 'position')} changed: {what}."
+    changes = [] if s.changed_by_quantization is None else [(mark("{n} by quantization"), s.changed_by_quantization)]
+    changes += [(mark("{n} by the expected arithmetic"), s.changed_by_rounding), (mark("{n} by the engine"), s.changed_by_engine)]
+    facts = {
+        "exact": exact,
+        "expected": expected,
+        "engine": engine,
+        "positions": count(s.n, "position"),
+        "changes": listed(say(words, n=n) for words, n in changes),
+    }
+    if original is None:
+        return say(
+            "Greedy token of the last position: quantized file exactly {exact}, expected arithmetic {expected}, engine {engine}; of "
+            "{positions} changed: {changes}.",
+            **facts,
+        )
+    return say(
+        "Greedy token of the last position: original {original}, quantized file exactly {exact}, expected arithmetic {expected}, engine "
+        "{engine}; of {positions} changed: {changes}.",
+        original=original,
+        **facts,
+    )
 
 
 def _rounding(s: LogitSplit, r: ActivationRounding | None) -> str:
     """Sentence on a token that the expected arithmetic changes; empty where it does not change it."""
     _, exact, expected, engine = s.tokens
+    tokens = {"exact": exact, "expected": expected}
     if exact == expected:
         return ""
     if r is None:
-        return f"The expected arithmetic itself changes the token from {exact} to {expected}; which activations do it was not tested."
-    if not r.restored:
-        return (
-            f"The expected arithmetic itself changes the token from {exact} to {expected}, but exact activations restore it at no tap: it "
-            f"is not the rounding of products' activations alone."
+        return say(
+            "The expected arithmetic itself changes the token from {exact} to {expected}; which activations do it was not tested.", **tokens
         )
-    rest = f", and all but {percent(r.left)} of the error of the logits goes with it"
-    if r.near_tie:
-        rest += f"; in exact logits the two tokens are only {sig(r.gap_exact)} apart, where smaller changes decide as well"
-    where = f"exact activations at {listed(r.places)} restore token {exact}{rest}"
+    if not r.restored:
+        return say(
+            "The expected arithmetic itself changes the token from {exact} to {expected}, but exact activations restore it at no tap: it "
+            "is not the rounding of products' activations alone.",
+            **tokens,
+        )
+    where = _restored(exact, r)
     if not proven(s, r):
-        return f"The expected arithmetic changes the token from {exact} to {expected} ({where}), but the engine gives {engine}."
+        return say(
+            "The expected arithmetic changes the token from {exact} to {expected} ({where}), but the engine gives {engine}.",
+            where=where,
+            engine=engine,
+            **tokens,
+        )
     if not s.explained:
-        return f"Activation rounding alone changes the token from {exact} to {expected} as in the engine ({where}), but it is not all."
-    return (
-        f"Activation rounding, not the weights and no fault found in the code: the emulated arithmetic gives the engine's token {engine}, "
-        f"and {where}.{_channels(r.channels)}"
+        return say(
+            "Activation rounding alone changes the token from {exact} to {expected} as in the engine ({where}), but it is not all.",
+            where=where,
+            **tokens,
+        )
+    proof = say(
+        "Activation rounding, not the weights and no fault found in the code: the emulated arithmetic gives the engine's token {engine}, "
+        "and {where}.",
+        engine=engine,
+        where=where,
+    )
+    return paragraph([proof, _channels(r.channels)])
+
+
+def _restored(exact: int, r: ActivationRounding) -> str:
+    """What exact activations do to the token and to the error of the logits."""
+    facts = {"places": listed(r.places), "exact": exact, "left": percent(r.left)}
+    if not r.near_tie:
+        return say(
+            "exact activations at {places} restore token {exact}, and all but {left} of the error of the logits goes with it", **facts
+        )
+    return say(
+        "exact activations at {places} restore token {exact}, and all but {left} of the error of the logits goes with it; in exact logits "
+        "the two tokens are only {gap} apart, where smaller changes decide as well",
+        gap=sig(r.gap_exact),
+        **facts,
     )
 
 
@@ -201,9 +260,16 @@ def _channels(channels: tuple[Channel, ...]) -> str:
     named = [c for c in channels if c.block > 1][:MOST_CHANNELS]
     if not named:
         return ""
-    each = "; ".join(
-        f"channel {c.index} of {c.tap}, {sig(c.times_rms)} times the RMS, sets the scale of blocks of {c.block} that make "
-        f"{percent(c.share)} of the rounding error there"
+    each = clauses(
+        say(
+            "channel {index} of {tap}, {times} times the RMS, sets the scale of blocks of {block} that make {share} of the rounding error "
+            "there",
+            index=c.index,
+            tap=c.tap,
+            times=sig(c.times_rms),
+            block=c.block,
+            share=percent(c.share),
+        )
         for c in named
     )
-    return f" {each[0].upper()}{each[1:]}."
+    return say("{channels}.", channels=f"{each[0].upper()}{each[1:]}")

@@ -15,14 +15,16 @@ from dataclasses import dataclass
 
 from quantscope.compare import Comparison
 from quantscope.diagnose.convictions import expected_rounding
-from quantscope.diagnose.faults import Instance, probe
+from quantscope.diagnose.faults import Instance
 from quantscope.diagnose.local import Explained, causes, contradicted, cover
 from quantscope.diagnose.replay import Replay, replay
 from quantscope.diagnose.search import Candidate, Search, search
+from quantscope.diagnose.twins import probe
 from quantscope.errors import TraceContentError
+from quantscope.language import say
+from quantscope.phrases import joined, some
 from quantscope.trace import Full, Trace, covered, rows_of
 from quantscope.weights import WeightProvider
-from quantscope.wording import some
 
 GAIN = 0.01  # a gain this near to 1 is that of rounding
 MANY = 100.0  # times the floor: no unmodelled rounding is that large
@@ -120,7 +122,7 @@ def _convicted(trace: Trace, weights: WeightProvider, replayed: Replay, n_prompt
     elif more:
         extra = more[0].faults[-1]
         twins = tuple(dict.fromkeys(c.faults[-1].fault.name for c in more[1:] if c.faults[-1].fault.name != extra.fault.name))
-        named, left = (*named, Named(extra, ", ".join(left), twins)), []
+        named, left = (*named, Named(extra, joined(left), twins)), []
     separating = next((p for n in named if len(n.names) > 1 and (p := probe(n.names))), "")
     return Causes(5 if named and not left else 4, named, (), tuple(left), replayed, searched, separating)
 
@@ -148,8 +150,8 @@ def _searched(searched: Search, replayed: Replay | None, differs: bool, small: b
 
 def _where(c: Candidate) -> str:
     if c.layers is None:
-        return "the whole run"
-    return f"layer {min(c.layers)} alone" if len(c.layers) == 1 else f"layer {min(c.layers)} on"
+        return say("the whole run")
+    return say("layer {layer} alone", layer=min(c.layers)) if len(c.layers) == 1 else say("layer {layer} on", layer=min(c.layers))
 
 
 def like_rounding(c: Comparison, ref: Trace, test: Trace) -> bool:

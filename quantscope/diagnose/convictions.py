@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from quantscope.diagnose.replay import GGML, Replay, ReplayRow, replay
+from quantscope.language import say
 from quantscope.model.arithmetic import Arithmetic
 from quantscope.model.bf16_arithmetic import Bf16Arithmetic
 from quantscope.model.ggml_arithmetic import ggml_arithmetic
+from quantscope.phrases import count, listed_some, paragraph
 from quantscope.sources.resolve import open_source
 from quantscope.trace import Origin, Trace
 from quantscope.weights import Weights
-from quantscope.wording import count, listed, sci
+from quantscope.wording import sci
 
 MOST_NAMED = 6  # convicted operations that a sentence lists
 
@@ -34,16 +36,25 @@ def expected_rounding(origin: Origin) -> Arithmetic | None:
 def sentence(found: Replay) -> str:
     """Which operations are wrong by themselves, whatever came before them."""
     convicted, cleared, silent = (found.those(v) for v in ("convicted", "cleared", "not recorded"))
-    rest = f" {count(len(silent), 'operation')} could not be recomputed: their inputs or outputs are not in the trace." if silent else ""
+    rest = ""
+    if silent:
+        rest = say(
+            "{operations} could not be recomputed: their inputs or outputs are not in the trace.",
+            operations=count(len(silent), "operation"),
+        )
     if not convicted:
-        return f"Local replay: all {len(cleared)} operations are right, recomputed from the trace's own inputs.{rest}"
-    named = listed(_named(row) for row in convicted[:MOST_NAMED])
-    more = f" and {len(convicted) - MOST_NAMED} more" if len(convicted) > MOST_NAMED else ""
-    return (
-        f"Local replay, from the trace's own inputs: {count(len(convicted), 'operation')} wrong by themselves, {named}{more}; "
-        f"{len(cleared)} right.{rest}"
+        right = say("Local replay: all {n} operations are right, recomputed from the trace's own inputs.", n=len(cleared))
+        return paragraph([right, rest])
+    wrong = say(
+        "Local replay, from the trace's own inputs: {operations} wrong by themselves, {named}; {n} right.",
+        operations=count(len(convicted), "operation"),
+        named=listed_some([_named(row) for row in convicted], MOST_NAMED),
+        n=len(cleared),
     )
+    return paragraph([wrong, rest])
 
 
 def _named(row: ReplayRow) -> str:
-    return f"{row.tap} ({row.operation}; NMSE {sci(row.nmse)}, floor {sci(row.floor)})"
+    return say(
+        "{tap} ({operation}; NMSE {error}, floor {floor})", tap=row.tap, operation=row.operation, error=sci(row.nmse), floor=sci(row.floor)
+    )

@@ -22,6 +22,7 @@ from quantscope.arch.config import ModelConfig, RopeConfig
 from quantscope.diagnose.altered import Altered, Sees, attending, causal, turning
 from quantscope.diagnose.decodings import DECODINGS, Decoding
 from quantscope.diagnose.setup import EMBEDDING, Edited, Setup, file_weights
+from quantscope.language import mark, say
 from quantscope.model.arithmetic import Arithmetic
 from quantscope.weights import Weights
 
@@ -55,7 +56,7 @@ F16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Fault:
-    """One row.  says: completes "the engine ...", {} is the place.  more: places that the model has or the evidence suggests."""
+    """One row.  says: completes "the engine ...", {place} is the place.  more: places that the model has or the evidence suggests."""
 
     name: str
     says: str
@@ -78,7 +79,7 @@ class Instance:
 
     @property
     def says(self) -> str:
-        return self.fault.says.format(_PLACES.get(self.place, self.place))
+        return say(self.fault.says, place=say(_EVERY) if self.place == ALL else self.place)
 
     @property
     def ops(self) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ class Instance:
         return self.fault.change(setup, self.place)
 
 
-_PLACES = {ALL: "every one of them"}
+_EVERY = mark("every one of them")
 
 
 def instances(setup: Setup, limits: Sequence[float] = ()) -> Iterator[Instance]:
@@ -379,10 +380,12 @@ def _zeros(x: Tensor, n_vocab: int) -> Tensor:
 
 FAULTS: tuple[Fault, ...] = (
     # weights: layout
-    Fault("weight-transposed", "reads the matrix with its axes in the wrong order ({})", _reads_matrices(transposed), (), _ALL_MATRICES),
+    Fault(
+        "weight-transposed", "reads the matrix with its axes in the wrong order ({place})", _reads_matrices(transposed), (), _ALL_MATRICES
+    ),
     Fault(
         "weight-reinterpreted",
-        "takes the transposed matrix's memory for the matrix ({})",
+        "takes the transposed matrix's memory for the matrix ({place})",
         _reads_matrices(lambda w: w.T.reshape(w.shape)),
         (),
         _ALL_MATRICES,
@@ -392,37 +395,37 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "gate-up-swapped", "loads ffn_gate for ffn_up and the reverse", _renamed("ffn_gate", "ffn_up"), ("ffn_gate", "ffn_up"), ("loaded",)
     ),
-    Fault("bias-ignored", "leaves out the bias ({})", _no_bias, (), _ALL_MATRICES),
+    Fault("bias-ignored", "leaves out the bias ({place})", _no_bias, (), _ALL_MATRICES),
     # weights: dequantization
     *(
         Fault(name, says, _decoded(DECODINGS[name]), ("embd", *MATRICES.values()))
         for name, says in {
-            "nibble-order-q4_0": "takes low and high nibbles of a block of 32 as neighbours",
-            "nibble-order-q4_k": "takes low and high nibbles of each 64 elements of a K-block as neighbours",
-            "k-scale-min": "unpacks the 6-bit scales and mins of the sub-blocks 4 to 7 of Q4_K and Q5_K wrongly",
-            "q6_k-order": "takes the elements of Q6_K in sequence instead of l, l+32, l+64, l+96",
-            "q6_k-offset": "does not subtract 32 from Q6_K codes",
-            "block-scale-bf16": "reads the float16 scale of a block as bfloat16",
-            "block-min-ignored": "does not subtract the min of a block",
-            "q5-high-bits": "ignores the fifth bit of Q5 codes",
-            "q4_0-offset": "does not subtract 8 from Q4_0 codes (16 from Q5_0)",
+            "nibble-order-q4_0": mark("takes low and high nibbles of a block of 32 as neighbours"),
+            "nibble-order-q4_k": mark("takes low and high nibbles of each 64 elements of a K-block as neighbours"),
+            "k-scale-min": mark("unpacks the 6-bit scales and mins of the sub-blocks 4 to 7 of Q4_K and Q5_K wrongly"),
+            "q6_k-order": mark("takes the elements of Q6_K in sequence instead of l, l+32, l+64, l+96"),
+            "q6_k-offset": mark("does not subtract 32 from Q6_K codes"),
+            "block-scale-bf16": mark("reads the float16 scale of a block as bfloat16"),
+            "block-min-ignored": mark("does not subtract the min of a block"),
+            "q5-high-bits": mark("ignores the fifth bit of Q5 codes"),
+            "q4_0-offset": mark("does not subtract 8 from Q4_0 codes (16 from Q5_0)"),
         }.items()
         if name in DECODINGS
     ),
     # norms
-    Fault("norm-eps", "adds {} to the mean square in its norms, another eps than the file's", _eps, tuple(NORMS.values()), _EPS),
-    Fault("norm-weight-missing", "does not multiply with the norm's weight ({})", _reads_norms(torch.ones_like), (), _ALL_NORMS),
-    Fault("norm-weight-twice", "multiplies with the norm's weight twice ({})", _reads_norms(torch.square), (), _ALL_NORMS),
-    Fault("norm-weight-plus-one", "multiplies with 1 + the norm's weight ({})", _reads_norms(lambda w: w + 1), (), _ALL_NORMS),
-    Fault("norm-layernorm", "subtracts the mean: LayerNorm for RMSNorm ({})", _norms(_layer_norm), (), _ALL_NORMS),
+    Fault("norm-eps", "adds {place} to the mean square in its norms, another eps than the file's", _eps, tuple(NORMS.values()), _EPS),
+    Fault("norm-weight-missing", "does not multiply with the norm's weight ({place})", _reads_norms(torch.ones_like), (), _ALL_NORMS),
+    Fault("norm-weight-twice", "multiplies with the norm's weight twice ({place})", _reads_norms(torch.square), (), _ALL_NORMS),
+    Fault("norm-weight-plus-one", "multiplies with 1 + the norm's weight ({place})", _reads_norms(lambda w: w + 1), (), _ALL_NORMS),
+    Fault("norm-layernorm", "subtracts the mean: LayerNorm for RMSNorm ({place})", _norms(_layer_norm), (), _ALL_NORMS),
     Fault("q-norm-ignored", "does not norm q and k", _no_qk_norm, ("Qcur_normed", "Kcur_normed")),
-    Fault("norm-missing", "leaves out the norm ({})", _norms(lambda m, x, w, name, eps: x), (), _ALL_NORMS),
+    Fault("norm-missing", "leaves out the norm ({place})", _norms(lambda m, x, w, name, eps: x), (), _ALL_NORMS),
     # rotation
     Fault("rope-layout", "pairs channels the other way (interleaved for half-split or the reverse)", _turns(config=_other_layout), ROPE),
-    Fault("rope-theta", "rotates with the base {}", _theta, ROPE, _THETAS),
-    Fault("rope-offset", "counts positions from another start on q and k ({})", _offset, ROPE, ("1", "-1")),
-    Fault("rope-offset-q", "counts the positions of q otherwise than those of k ({})", _offset, ("Qcur",), ("1 q", "-1 q")),
-    Fault("rope-offset-k", "counts the positions of k otherwise than those of q ({})", _offset, ("Kcur",), ("1 k", "-1 k")),
+    Fault("rope-theta", "rotates with the base {place}", _theta, ROPE, _THETAS),
+    Fault("rope-offset", "counts positions from another start on q and k ({place})", _offset, ROPE, ("1", "-1")),
+    Fault("rope-offset-q", "counts the positions of q otherwise than those of k ({place})", _offset, ("Qcur",), ("1 q", "-1 q")),
+    Fault("rope-offset-k", "counts the positions of k otherwise than those of q ({place})", _offset, ("Kcur",), ("1 k", "-1 k")),
     Fault("rope-missing", "does not rotate q and k", _turns(never="qk"), ROPE),
     Fault("rope-stuck", "rotates every position as position 0", _turns(positions=torch.zeros_like), ROPE),
     Fault("rope-missing-k", "does not rotate k", _turns(never="k"), ("Kcur",)),
@@ -458,9 +461,9 @@ FAULTS: tuple[Fault, ...] = (
     # residual stream
     Fault("residual-missing-attn", "does not add the stream to the attention's output", _without_residual("attn"), ("ffn_inp",)),
     Fault("residual-missing-ffn", "does not add the stream to the feed-forward's output", _without_residual("ffn"), ("l_out",)),
-    Fault("layer-skipped", "does not run layer {}", _times(0), ("l_out",), (), _each_layer),
-    Fault("layer-repeated", "runs layer {} twice", _times(2), ("attn_norm", "ffn_inp"), (), _each_layer),
-    Fault("activations-clipped", "clips the residual stream at ±{}", _clipped, ("l_out",), ("10", "100"), _each_limit),
+    Fault("layer-skipped", "does not run layer {place}", _times(0), ("l_out",), (), _each_layer),
+    Fault("layer-repeated", "runs layer {place} twice", _times(2), ("attn_norm", "ffn_inp"), (), _each_layer),
+    Fault("activations-clipped", "clips the residual stream at ±{place}", _clipped, ("l_out",), ("10", "100"), _each_limit),
     # head
     Fault("head-layout", "indexes the output matrix as h·V + v instead of v·H + h", _reads_matrices(transposed), (), ("output",)),
     Fault("head-missing", "has no output matrix: the hidden state is given as logits", _head(_hidden), ("result_output",)),
@@ -468,25 +471,3 @@ FAULTS: tuple[Fault, ...] = (
     # ids
     Fault("bos-missing", "ran the ids without the first, BOS", _no_bos, ("embd",)),
 )
-
-
-# ---- twins ---------------------------------------------------------------------------------------------------------------------------
-
-# faults that much evidence cannot tell apart, and what tells them apart
-PROBES: Sequence[tuple[frozenset[str], str]] = (
-    (frozenset({"rope-missing", "rope-stuck"}), "nothing: a rotation by 0 is no rotation; look at the positions that the engine passes"),
-    (
-        frozenset({"act-gelu-erf", "act-gelu-tanh"}),
-        "the whole ffn_gate, ffn_up and ffn_swiglu of one layer in float32 (they are 4e-8 apart)",
-    ),
-    (frozenset({"weight-transposed", "head-layout"}), "nothing: they are the same reading of output.weight"),
-    (frozenset({"rope-offset-q", "rope-offset-k"}), "Qcur and Kcur of layer 0: only one of them is wrong"),
-    (frozenset({"norm-weight-missing", "norm-weight-twice", "norm-weight-plus-one"}), "a norm whose weights are not all alike"),
-    (frozenset({"rope-offset-q", "cache-off-by-one"}), "the same text in one batch: a cache fault is gone there"),
-)
-
-
-def probe(names: Sequence[str]) -> str:
-    """What would tell these faults apart."""
-    found = [text for twins, text in PROBES if len(twins & set(names)) > 1]
-    return found[0] if found else "whole tensors of the operations they touch, in the first layer that differs, on eight different tokens"

@@ -14,10 +14,13 @@ from quantscope.compare import compare
 from quantscope.diagnose.diagnosis import expected_trace
 from quantscope.diagnose.evidence import Evidence, Record
 from quantscope.diagnose.probes import ProbeResult, run_probes
+from quantscope.diagnose.records import EXCEED
 from quantscope.diagnose.token_ids import ids_verdict
 from quantscope.engines import IN_STEPS, Request
 from quantscope.engines.reference import trace as exact_trace
 from quantscope.errors import EngineError, VocabularyError
+from quantscope.language import say
+from quantscope.phrases import paragraph
 from quantscope.sources.base import Source
 from quantscope.sources.resolve import open_source
 from quantscope.trace import Trace
@@ -51,8 +54,8 @@ def from_engine(request: Request, original: str | None, *, keep: Path | None = N
 def _given(request: Request) -> tuple[Record, Record]:
     again = f"quantscope trace {request.model} --engine {request.engine} --tokens {_joined(request.tokens)}"
     return (
-        Record("file", "SHA-256 of the file", "agrees", f"{request.engine} ran the file itself.", again),
-        Record("ids", "token ids", "agrees", f"{request.engine} was given the ids of the reference.", again),
+        Record("file", say("SHA-256 of the file"), "agrees", say("{engine} ran the file itself.", engine=request.engine), again),
+        Record("ids", say("token ids"), "agrees", say("{engine} was given the ids of the reference.", engine=request.engine), again),
     )
 
 
@@ -64,25 +67,26 @@ class _Probed:
 
     def __call__(self, r: ProbeResult) -> Record:
         command = " && ".join(r.commands)
+        exercises = say(r.probe.exercises)
         if r.trace is None:
-            return Record(r.probe.name, r.probe.exercises, "not measured", r.error, command)
+            return Record(r.probe.name, exercises, "not measured", r.error, command)
         if r.conclusion == "not judged":
             return self._compared(r, r.trace, command)
-        differs = r.conclusion == "differs"
-        shows = f" ({r.probe.alone})" if r.probe.alone else ""
-        text = f"First tap beyond its floor: {r.first}{shows}." if differs else f"Nearest to its floor: {r.tap}."
-        return Record(r.probe.name, r.probe.exercises, "differs" if differs else "agrees", text, command, r.nmse, r.floor)
+        if r.conclusion == "differs":
+            text = say("First tap beyond its floor: {tap} ({shows}).", tap=r.first, shows=say(r.probe.alone))
+            return Record(r.probe.name, exercises, "differs", text, command, r.nmse, r.floor)
+        return Record(r.probe.name, exercises, "agrees", say("Nearest to its floor: {tap}.", tap=r.tap), command, r.nmse, r.floor)
 
     def _compared(self, r: ProbeResult, trace: Trace, command: str) -> Record:
         exact = exact_trace(self._model, r.tokens, weights=self._weights)
         c = compare(exact, trace, predicted=expected_trace(self._model, r.tokens, trace, self._weights))
         first = c.first_divergence
         if first is not None:
-            text = f"{sum(row.verdict == 'differs' for row in c.rows)} of {len(c.rows)} taps exceed their floor, first {first.tap}."
-            return Record(r.probe.name, r.probe.exercises, "differs", text, command, first.nmse, first.floor)
+            text = say(EXCEED, n=sum(row.verdict == "differs" for row in c.rows), total=len(c.rows), tap=first.tap)
+            return Record(r.probe.name, say(r.probe.exercises), "differs", text, command, first.nmse, first.floor)
         worst = max(c.rows, key=lambda row: row.nmse / row.floor)
-        text = f"All {len(c.rows)} taps are within their floor."
-        return Record(r.probe.name, r.probe.exercises, "agrees", text, command, worst.nmse, worst.floor)
+        text = say("All {n} taps are within their floor.", n=len(c.rows))
+        return Record(r.probe.name, say(r.probe.exercises), "agrees", text, command, worst.nmse, worst.floor)
 
 
 def from_trace(
@@ -115,17 +119,21 @@ def from_trace(
 
 def _file_record(source: Source, model: str, trace: Trace) -> Record:
     """Whether the engine ran this very file, by its hash."""
-    command, measured = f"sha256sum {model}", "SHA-256 of the file"
+    command, measured = f"sha256sum {model}", say("SHA-256 of the file")
     theirs = trace.origin.model_sha256
     if theirs is None:
-        text = f"{trace.title} does not say the hash of its file: that it ran this one is taken on trust."
+        text = say("{trace} does not say the hash of its file: that it ran this one is taken on trust.", trace=trace.title)
         return Record("file", measured, "not measured", text, command)
     own = source.sha256()
     if own == theirs:
-        return Record("file", measured, "agrees", f"Both ran the same file ({own[:12]}…).", command)
-    text = (
-        f"{trace.title} ran another file ({theirs[:12]}…) than {model} ({own[:12]}…): what differs between two files is not the engine's "
-        f"doing. Trace the engine on this file, or compare the files with `quantscope weights`."
+        return Record("file", measured, "agrees", say("Both ran the same file ({sha256}…).", sha256=own[:12]), command)
+    text = say(
+        "{trace} ran another file ({theirs}…) than {model} ({own}…): what differs between two files is not the engine's doing. Trace the "
+        "engine on this file, or compare the files with `quantscope weights`.",
+        trace=trace.title,
+        theirs=theirs[:12],
+        model=model,
+        own=own[:12],
     )
     return Record("file", measured, "differs", text, command)
 
@@ -133,18 +141,20 @@ def _file_record(source: Source, model: str, trace: Trace) -> Record:
 def _ids_record(source: Source, model: str, trace: Trace, prompt: str | None, ids: Sequence[int] | None) -> Record:
     """Whether the engine ran the right ids."""
     found = trace.origin.tokens
-    command = f"quantscope diagnose {model} --against TRACE --prompt TEXT"
+    command, measured = f"quantscope diagnose {model} --against TRACE --prompt TEXT", say("token ids")
     if found is None:
-        text = "The trace does not say its ids" + (": those given are taken on trust." if prompt is not None or ids is not None else ".")
-        return Record("ids", "token ids", "not measured", text, f"{command}  # or --tokens 1,2,3")
+        given = prompt is not None or ids is not None
+        text = say("The trace does not say its ids: those given are taken on trust.") if given else say("The trace does not say its ids.")
+        return Record("ids", measured, "not measured", text, f"{command}  # or --tokens 1,2,3")
     try:
         verdict = ids_verdict(source, prompt, ids, found)
     except VocabularyError as e:
-        return Record("ids", "token ids", "not measured", f"The vocabulary cannot be used: {e}", command)
+        return Record("ids", measured, "not measured", say("The vocabulary cannot be used: {error}", error=e), command)
     if verdict.same or (prompt is None and ids is None):
-        doubt = "" if verdict.same else " They are not those that the vocabulary makes of the text they spell: give it with --prompt."
-        return Record("ids", "token ids", "agrees", f"The reference runs the ids of the trace.{doubt} {verdict.sentence}", command)
-    return Record("ids", "token ids", "differs", verdict.sentence, command)
+        doubt = say("They are not those that the vocabulary makes of the text they spell: give it with --prompt.")
+        text = paragraph([say("The reference runs the ids of the trace."), "" if verdict.same else doubt, verdict.sentence])
+        return Record("ids", measured, "agrees", text, command)
+    return Record("ids", measured, "differs", verdict.sentence, command)
 
 
 def _ids_of(model: str, prompt: str | None, ids: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -27,7 +27,9 @@ from typing import Literal, NamedTuple, TypeAlias
 from quantscope.compare import PREDICTED_TIMES
 from quantscope.diagnose.activation_rounding import ActivationRounding
 from quantscope.diagnose.attribution import KL_FLOOR, LogitSplit, within
-from quantscope.wording import count, listed, percent, sci, sig, some, times
+from quantscope.language import mark, say
+from quantscope.phrases import count, listed, some, times
+from quantscope.wording import percent, sci, sig
 
 Status: TypeAlias = Literal["supported", "refuted", "untested"]
 
@@ -121,18 +123,20 @@ def ledger(facts: Facts) -> tuple[Hypothesis, ...]:
 
 
 TEXTS = {
-    "quantization-too-coarse": "The quantization is too coarse: the file itself, computed exactly, gives another output than the original.",
-    "architecture-amplifies": "The architecture makes the signal grow from layer to layer, whatever the quantization.",
-    "engine-bug": "The engine computes something else than the file says.",
-    "tokenizer": "The engine's tokenizer makes other ids of the prompt.",
-    "file-damaged": "The file is damaged or was converted wrongly.",
-    "activation-rounding": "Rounding activations, as this engine is expected to do, changes the token.",
+    "quantization-too-coarse": mark(
+        "The quantization is too coarse: the file itself, computed exactly, gives another output than the original."
+    ),
+    "architecture-amplifies": mark("The architecture makes the signal grow from layer to layer, whatever the quantization."),
+    "engine-bug": mark("The engine computes something else than the file says."),
+    "tokenizer": mark("The engine's tokenizer makes other ids of the prompt."),
+    "file-damaged": mark("The file is damaged or was converted wrongly."),
+    "activation-rounding": mark("Rounding activations, as this engine is expected to do, changes the token."),
 }
 
 
 def hypothesis(name: str, status: Status, evidence: tuple[str, ...], command: str) -> Hypothesis:
     """The hypothesis of this id; empty sentences are left out."""
-    return Hypothesis(name, TEXTS[name], status, tuple(e for e in evidence if e), command)
+    return Hypothesis(name, say(TEXTS[name]), status, tuple(e for e in evidence if e), command)
 
 
 def diagnose_command(facts: Facts) -> str:
@@ -157,7 +161,9 @@ def _quantization(f: Facts) -> Hypothesis:
     command = f"quantscope diagnose {_quoted(f.model)} --against {_quoted(f.engine)} --original {_original(f)}"
     tokens_known = f.token_original is not None and f.token_quantized is not None
     if not tokens_known and f.kl_quantization is None:
-        return hypothesis("quantization-too-coarse", "untested", ("The original was not computed beside the quantized file.",), command)
+        return hypothesis(
+            "quantization-too-coarse", "untested", (say("The original was not computed beside the quantized file."),), command
+        )
     changed = tokens_known and f.token_original != f.token_quantized
     moved = f.kl_quantization is not None and not f.kl_quantization <= COARSE_NATS
     evidence = (_quantization_kl(f), _quantization_tokens(f) if tokens_known else "")
@@ -167,18 +173,41 @@ def _quantization(f: Facts) -> Hypothesis:
 def _quantization_kl(f: Facts) -> str:
     if f.kl_quantization is None:
         return ""
-    text = f"Quantization alone raises KL from 0 to {sig(f.kl_quantization)} nats ({sig(COARSE_NATS)} counts as coarse)"
+    raised = {"kl": sig(f.kl_quantization), "coarse": sig(COARSE_NATS)}
     if f.kl_engine is None:
-        return f"{text}."
-    explained = f.kl_engine <= PREDICTED_TIMES * f.kl_quantization + KL_FLOOR
-    return f"{text}; with the engine it is {sig(f.kl_engine)}" + ("." if explained else ", which quantization does not explain.")
+        return say("Quantization alone raises KL from 0 to {kl} nats ({coarse} counts as coarse).", **raised)
+    if f.kl_engine <= PREDICTED_TIMES * f.kl_quantization + KL_FLOOR:
+        return say(
+            "Quantization alone raises KL from 0 to {kl} nats ({coarse} counts as coarse); with the engine it is {engine}.",
+            engine=sig(f.kl_engine),
+            **raised,
+        )
+    return say(
+        "Quantization alone raises KL from 0 to {kl} nats ({coarse} counts as coarse); with the engine it is {engine}, which quantization "
+        "does not explain.",
+        engine=sig(f.kl_engine),
+        **raised,
+    )
 
 
 def _quantization_tokens(f: Facts) -> str:
-    changed = f.token_original != f.token_quantized
-    text = f"Computed exactly, the quantized file {'changes' if changed else 'keeps'} the original's token {f.token_original}"
-    text += f" to {f.token_quantized}" if changed else ""
-    return text + (f"; the engine gives {f.token_engine}." if f.token_engine is not None else ".")
+    tokens = {"original": f.token_original, "quantized": f.token_quantized}
+    if f.token_original == f.token_quantized:
+        del tokens["quantized"]
+        if f.token_engine is None:
+            return say("Computed exactly, the quantized file keeps the original's token {original}.", **tokens)
+        return say(
+            "Computed exactly, the quantized file keeps the original's token {original}; the engine gives {engine}.",
+            engine=f.token_engine,
+            **tokens,
+        )
+    if f.token_engine is None:
+        return say("Computed exactly, the quantized file changes the original's token {original} to {quantized}.", **tokens)
+    return say(
+        "Computed exactly, the quantized file changes the original's token {original} to {quantized}; the engine gives {engine}.",
+        engine=f.token_engine,
+        **tokens,
+    )
 
 
 # ---- Architecture -------------------------------------------------------------------------------------------------------
@@ -188,22 +217,33 @@ def _architecture(f: Facts) -> Hypothesis:
     """Supported where RMS grows as much without quantization, or without the engine; refuted where it does not."""
     command = f"quantscope study {_original(f)} {_quoted(f.model)}"
     grown = [
-        ("the original in float32", f.growth_original),
-        ("the quantized file computed exactly", f.growth_quantized),
-        ("the engine", f.growth_engine),
+        (mark("{growth} in the original in float32"), f.growth_original),
+        (mark("{growth} in the quantized file computed exactly"), f.growth_quantized),
+        (mark("{growth} in the engine"), f.growth_engine),
     ]
     known = [(who, g) for who, g in grown if g is not None and 0 < g < math.inf]
+    if not known:
+        return hypothesis("architecture-amplifies", "untested", (say("RMS was not measured."),), command)
+    each = [say(who, growth=times(g)) for who, g in known]
     if len(known) < 2:
-        alone = f"RMS grows {times(known[0][1])} in {known[0][0]}; nothing was measured beside it." if known else "RMS was not measured."
+        alone = say("RMS grows {growth}; nothing was measured beside it.", growth=each[0])
         return hypothesis("architecture-amplifies", "untested", (alone,), command)
-    (base, reference), *others = known
-    text = f"RMS grows {times(reference)} in {base}, {listed(f'{times(g)} in {who}' for who, g in others)}"
-    if all(similar(reference, g) for _, g in others):
-        without = "quantization" if base == grown[0][0] else "the engine"
-        nature = f"{text}: the same growth without {without} is the model's nature, no evidence of an error."
+    base, reference = known[0]
+    grows = {"growth": each[0], "others": listed(each[1:])}
+    if all(similar(reference, g) for _, g in known[1:]):
+        if base == grown[0][0]:
+            nature = say(
+                "RMS grows {growth}, {others}: the same growth without quantization is the model's nature, no evidence of an error.",
+                **grows,
+            )
+        else:
+            nature = say(
+                "RMS grows {growth}, {others}: the same growth without the engine is the model's nature, no evidence of an error.", **grows
+            )
         return hypothesis("architecture-amplifies", "supported", (nature,), command)
-    far = max(abs(g / reference - 1) for _, g in others)
-    return hypothesis("architecture-amplifies", "refuted", (f"{text}: {percent(far)} apart, so it is not the model alone.",), command)
+    far = percent(max(abs(g / reference - 1) for _, g in known[1:]))
+    apart = say("RMS grows {growth}, {others}: {far} apart, so it is not the model alone.", far=far, **grows)
+    return hypothesis("architecture-amplifies", "refuted", (apart,), command)
 
 
 def similar(a: float, b: float) -> bool:
@@ -219,7 +259,7 @@ def _engine(f: Facts) -> Hypothesis:
     command = diagnose_command(f)
     lacking = _not_comparable(f)
     if lacking:
-        return hypothesis("engine-bug", "untested", (f"Not comparable: {lacking}.",), command)
+        return hypothesis("engine-bug", "untested", (say("Not comparable: {why}.", why=lacking),), command)
     found = tuple(s for s in (_convicted(f), _diverged(f), _kl_unexplained(f)) if s)
     if found:
         return hypothesis("engine-bug", "supported", found, command)
@@ -229,11 +269,11 @@ def _engine(f: Facts) -> Hypothesis:
 def _not_comparable(f: Facts) -> str:
     """Why no statement about the engine is possible; empty where one is."""
     if f.same_file is not True:
-        return "it ran another file" if f.same_file is False else "nothing shows that both ran the same file"
+        return say("it ran another file") if f.same_file is False else say("nothing shows that both ran the same file")
     if f.same_ids is not True:
-        return "it ran other token ids" if f.same_ids is False else "nothing shows that both ran the same token ids"
+        return say("it ran other token ids") if f.same_ids is False else say("nothing shows that both ran the same token ids")
     if f.convicted is None and f.compared_taps is None and _engine_kl(f) is None:
-        return "neither taps nor logits of the engine were compared"
+        return say("neither taps nor logits of the engine were compared")
     return ""
 
 
@@ -248,22 +288,35 @@ def _convicted(f: Facts) -> str:
     if not f.convicted:
         return ""
     named = some(f.convicted, MOST_NAMED)
-    return f"Recomputed from the engine's own inputs, {count(len(f.convicted), 'operation')} wrong by themselves: {named}."
+    return say(
+        "Recomputed from the engine's own inputs, {operations} wrong by themselves: {named}.",
+        operations=count(len(f.convicted), "operation"),
+        named=named,
+    )
 
 
 def _diverged(f: Facts) -> str:
     d = f.first_divergence
-    return "" if d is None else f"The first tap beyond its floor is {d.tap}: NMSE {sci(d.nmse)}, floor {sci(d.floor)}."
+    if d is None:
+        return ""
+    return say("The first tap beyond its floor is {tap}: NMSE {error}, floor {floor}.", tap=d.tap, error=sci(d.nmse), floor=sci(d.floor))
 
 
 def _kl_unexplained(f: Facts) -> str:
     kl = _engine_kl(f)
     if kl is None or within(*kl):
         return ""
-    whose = "the exact execution of the same file" if f.kl_own_engine is not None else "the original"
-    return (
-        f"From {whose} the engine's expected arithmetic raises KL to {sig(kl[1])} nats, the engine measures {sig(kl[0])}: more than "
-        f"{PREDICTED_TIMES:g} times, unexplained, implementation."
+    facts = {"expected": sig(kl[1]), "engine": sig(kl[0]), "times": f"{PREDICTED_TIMES:g}"}
+    if f.kl_own_engine is not None:
+        return say(
+            "From the exact execution of the same file the engine's expected arithmetic raises KL to {expected} nats, the engine measures "
+            "{engine}: more than {times} times, unexplained, implementation.",
+            **facts,
+        )
+    return say(
+        "From the original the engine's expected arithmetic raises KL to {expected} nats, the engine measures {engine}: more than {times} "
+        "times, unexplained, implementation.",
+        **facts,
     )
 
 
@@ -271,14 +324,17 @@ def _nothing_found(f: Facts) -> str:
     """Never "no bug": what was looked at, what is excluded by it, and what could not have shown."""
     looked = []
     if f.convicted is not None:
-        looked.append("local replay")
+        looked.append(say("local replay"))
     if f.compared_taps is not None:
         looked.append(count(f.compared_taps, "tap"))
     if (kl := _engine_kl(f)) is not None:
-        looked.append(f"KL {sig(kl[0])} nats with {sig(kl[1])} expected")
-    excluded = some(f.excluded, MOST_NAMED) if f.excluded else "what changes these values by more than rounding does"
-    hidden = some(f.untestable, MOST_NAMED) if f.untestable else "what other prompts, lengths or settings would show"
-    return f"Nothing found beyond expected arithmetic ({listed(looked)}); excluded: {excluded}; not testable with this evidence: {hidden}."
+        looked.append(say("KL {engine} nats with {expected} expected", engine=sig(kl[0]), expected=sig(kl[1])))
+    return say(
+        "Nothing found beyond expected arithmetic ({looked}); excluded: {excluded}; not testable with this evidence: {hidden}.",
+        looked=listed(looked),
+        excluded=some(f.excluded, MOST_NAMED) if f.excluded else say("what changes these values by more than rounding does"),
+        hidden=some(f.untestable, MOST_NAMED) if f.untestable else say("what other prompts, lengths or settings would show"),
+    )
 
 
 # ---- Tokenizer and file -------------------------------------------------------------------------------------------------
@@ -288,34 +344,46 @@ def _tokenizer(f: Facts) -> Hypothesis:
     """Tested by the ids that the engine itself made of a text."""
     command = diagnose_command(f)
     if f.same_tokenization is False or f.same_ids is False:
-        where = ""
+        found = say("The token ids differ.")
         if f.first_other_id is not None:
-            at, expected, found = f.first_other_id
-            where = f", first at position {at}: {_id(expected)} expected, {_id(found)} in the engine"
-        return hypothesis("tokenizer", "supported", (f"The token ids differ{where}.",), command)
+            at, expected, theirs = f.first_other_id
+            found = say(
+                "The token ids differ, first at position {position}: {expected} expected, {found} in the engine.",
+                position=at,
+                expected=_id(expected),
+                found=_id(theirs),
+            )
+        return hypothesis("tokenizer", "supported", (found,), command)
     if f.same_tokenization:
-        return hypothesis("tokenizer", "refuted", ("The engine made the same token ids of the same text.",), command)
-    given = (
-        "The engine was given its token ids, so its own tokenizer was not used." if f.same_ids else "The engine's token ids are not known."
-    )
+        return hypothesis("tokenizer", "refuted", (say("The engine made the same token ids of the same text."),), command)
+    if f.same_ids:
+        given = say("The engine was given its token ids, so its own tokenizer was not used.")
+    else:
+        given = say("The engine's token ids are not known.")
     return hypothesis("tokenizer", "untested", (given,), command)
 
 
 def _id(token: int | None) -> str:
-    return "no token" if token is None else f"id {token}"
+    return say("no token") if token is None else say("id {id}", id=token)
 
 
 def _file(f: Facts) -> Hypothesis:
     """Tested by comparing tensors with another file of the same model."""
     command = f"quantscope weights {_original(f)} {_quoted(f.model)}"
     if f.other_tensors is None:
-        same = "Both ran the same file, which would damage both alike; its" if f.same_file else "Its"
-        return hypothesis("file-damaged", "untested", (f"{same} tensors were not compared with another file's.",), command)
+        if f.same_file:
+            why = say("Both ran the same file, which would damage both alike; its tensors were not compared with another file's.")
+        else:
+            why = say("Its tensors were not compared with another file's.")
+        return hypothesis("file-damaged", "untested", (why,), command)
     if f.other_tensors:
-        n = count(len(f.other_tensors), "tensor")
-        named = some(f.other_tensors, MOST_NAMED)
-        return hypothesis("file-damaged", "supported", (f"{n} differ from the original's beyond their types: {named}.",), command)
-    return hypothesis("file-damaged", "refuted", ("No tensor differs from the original's beyond what its type explains.",), command)
+        differ = say(
+            "{tensors} differ from the original's beyond their types: {names}.",
+            tensors=count(len(f.other_tensors), "tensor"),
+            names=some(f.other_tensors, MOST_NAMED),
+        )
+        return hypothesis("file-damaged", "supported", (differ,), command)
+    return hypothesis("file-damaged", "refuted", (say("No tensor differs from the original's beyond what its type explains."),), command)
 
 
 # ---- Activation rounding ------------------------------------------------------------------------------------------------
@@ -324,23 +392,58 @@ def _file(f: Facts) -> Hypothesis:
 def _activation_rounding(f: Facts) -> Hypothesis:
     """Supported only where the emulation gives the engine's changed token and exact activations at some taps give the exact one."""
     command, exact, expected = diagnose_command(f), f.token_quantized, f.token_expected
+    name = "activation-rounding"
     if exact is None or expected is None:
-        return hypothesis("activation-rounding", "untested", ("The engine's expected arithmetic was not emulated.",), command)
+        return hypothesis(name, "untested", (say("The engine's expected arithmetic was not emulated."),), command)
     if exact == expected:
-        kl = "" if f.kl_own_expected is None else f"; it raises KL from 0 to {sig(f.kl_own_expected)} nats"
-        return hypothesis("activation-rounding", "refuted", (f"The expected arithmetic keeps the exact token {exact}{kl}.",), command)
-    changes = f"The expected arithmetic changes the token from {exact} to {expected}"
+        if f.kl_own_expected is None:
+            kept = say("The expected arithmetic keeps the exact token {exact}.", exact=exact)
+        else:
+            kept = say(
+                "The expected arithmetic keeps the exact token {exact}; it raises KL from 0 to {kl} nats.",
+                exact=exact,
+                kl=sig(f.kl_own_expected),
+            )
+        return hypothesis(name, "refuted", (kept,), command)
+    tokens = {"exact": exact, "expected": expected}
     if f.token_engine is None:
-        return hypothesis("activation-rounding", "untested", (f"{changes}; the engine's token is not known.",), command)
+        unknown = say("The expected arithmetic changes the token from {exact} to {expected}; the engine's token is not known.", **tokens)
+        return hypothesis(name, "untested", (unknown,), command)
     if f.token_engine != expected:
-        return hypothesis("activation-rounding", "refuted", (f"{changes}, but the engine gives {f.token_engine}.",), command)
-    r = f.rounding
+        other = say(
+            "The expected arithmetic changes the token from {exact} to {expected}, but the engine gives {engine}.",
+            engine=f.token_engine,
+            **tokens,
+        )
+        return hypothesis(name, "refuted", (other,), command)
+    return _restoring(name, command, f.rounding, exact, expected)
+
+
+def _restoring(name: str, command: str, r: ActivationRounding | None, exact: int, expected: int) -> Hypothesis:
+    """Whether exact activations give the exact token again, where the expected arithmetic changes it as the engine does."""
+    tokens = {"exact": exact, "expected": expected}
     if r is None or (r.exact_token, r.rounded_token) != (exact, expected):
-        sentence = f"{changes} as in the engine; whether exact activations restore it was not tested."
-        return hypothesis("activation-rounding", "untested", (sentence,), command)
+        sentence = say(
+            "The expected arithmetic changes the token from {exact} to {expected} as in the engine; whether exact activations restore it "
+            "was not tested.",
+            **tokens,
+        )
+        return hypothesis(name, "untested", (sentence,), command)
     if not r.restored:
-        sentence = f"{changes} as in the engine, but exact activations restore it at no tap."
-        return hypothesis("activation-rounding", "refuted", (sentence,), command)
-    proof = f"{changes} as in the engine; exact activations at {listed(r.places)} restore {exact}."
-    channels = "".join(f"Channel {c.index} of {c.tap} makes {percent(c.share)} of the rounding error there." for c in r.channels[:1])
-    return hypothesis("activation-rounding", "supported", (proof, channels), command)
+        sentence = say(
+            "The expected arithmetic changes the token from {exact} to {expected} as in the engine, but exact activations restore it at no "
+            "tap.",
+            **tokens,
+        )
+        return hypothesis(name, "refuted", (sentence,), command)
+    proof = say(
+        "The expected arithmetic changes the token from {exact} to {expected} as in the engine; exact activations at {places} restore "
+        "{exact}.",
+        places=listed(r.places),
+        **tokens,
+    )
+    channels = [
+        say("Channel {index} of {tap} makes {share} of the rounding error there.", index=c.index, tap=c.tap, share=percent(c.share))
+        for c in r.channels[:1]
+    ]
+    return hypothesis(name, "supported", (proof, *channels), command)

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from quantscope.arch.config import ModelConfig
 from quantscope.arch.table import ARCHS
 from quantscope.compare import Kind
+from quantscope.language import mark, say
 from quantscope.model.taps import EMBD, HEAD_TAPS, USUAL_TAPS
 from quantscope.model.wiring import layer_wiring, tap_width
-from quantscope.wording import count, listed, size
+from quantscope.phrases import between, count, joined, listed, paragraph, size
 
 N_TOKENS = 8  # of a layer recorded whole: attention needs a few keys, replay needs no more
 FINGERPRINT_BYTES = 64
@@ -55,16 +56,16 @@ def what_to_record(
     if wide is None and narrow is None:
         return []
     how = _way(engine)
-    sentences = [] if set(kinds_present) & set(SHOWS_DIRECTION) else [ALWAYS]
+    sentences = [] if set(kinds_present) & set(SHOWS_DIRECTION) else [say(ALWAYS)]
     both = wide is not None and narrow is not None
     if wide is not None:
-        sentences += [f"{'First record' if both else 'Record'} {_wide(wide, config)}", *how(wide, model)]
+        sentences += [_wide(FIRST_WIDE if both else WIDE, wide, config), *how(wide, model)]
     if narrow is not None:
-        sentences += [f"{'Then record' if both else 'Record'} {_narrow(narrow, first_bad_layer, config)}", *how(narrow, model)]
+        sentences += [_narrow(narrow, first_bad_layer, config, then=both), *how(narrow, model)]
     return sentences
 
 
-ALWAYS = (
+ALWAYS = mark(
     "With every trace note the token ids, the sha256 of the file, the positions, the backend (CPU, Metal, CUDA) and the batch size: "
     "without them a difference proves nothing."
 )
@@ -125,12 +126,22 @@ def _layer(kinds: Collection[Kind], present: Collection[str], layer: int | None,
 # ---- Sentences ---------------------------------------------------------------------------------------------------------------
 
 
-def _wide(wanted: Wanted, config: ModelConfig | None) -> str:
-    total = "" if config is None else f", {size(FINGERPRINT_BYTES * len(wanted.taps))} a prompt"
-    return (
-        f"fingerprints of {listed(_shortened(wanted.taps))} on two prompts, at all positions: {FINGERPRINT_BYTES} bytes a "
-        f"tap{total}. They show every kind of difference and find the first bad layer."
-    )
+WIDE = mark(
+    "Record fingerprints of {taps} on two prompts, at all positions: {cost}. They show every kind of difference and find the first "
+    "bad layer."
+)
+FIRST_WIDE = mark(
+    "First record fingerprints of {taps} on two prompts, at all positions: {cost}. They show every kind of difference and find the first "
+    "bad layer."
+)
+
+
+def _wide(template: str, wanted: Wanted, config: ModelConfig | None) -> str:
+    if config is None:
+        cost = say("{n} bytes a tap", n=FINGERPRINT_BYTES)
+    else:
+        cost = say("{n} bytes a tap, {size} a prompt", n=FINGERPRINT_BYTES, size=size(FINGERPRINT_BYTES * len(wanted.taps)))
+    return say(template, taps=listed(_shortened(wanted.taps)), cost=cost)
 
 
 def _shortened(taps: Sequence[str]) -> list[str]:
@@ -141,21 +152,38 @@ def _shortened(taps: Sequence[str]) -> list[str]:
     numbers = [int(tap.partition("-")[2]) for tap in layers]
     if numbers != list(range(numbers[0], numbers[-1] + 1)):
         return [f"`{tap}`" for tap in taps]
-    run = f"`{layers[0]}` to `{layers[-1]}`"
+    run = between(f"`{layers[0]}`", f"`{layers[-1]}`")
     first = taps.index(layers[0])
     return [*(f"`{t}`" for t in taps[:first]), run, *(f"`{t}`" for t in taps[first + len(layers) :])]
 
 
-def _narrow(wanted: Wanted, layer: int | None, config: ModelConfig | None) -> str:
+def _narrow(wanted: Wanted, layer: int | None, config: ModelConfig | None, *, then: bool) -> str:
+    """``Record layer 3 in full on 8 tokens ...``; then: after the fingerprints."""
     if not wanted.taps:
-        cost = "" if config is None else f", {size(layer_bytes(layer_taps(0, config), config))} a layer"
-        return f"the first layer whose `l_out` differs in full, its input and all its taps, on {N_TOKENS} tokens{cost} (I: its number)."
-    what = f"layer {layer}" if layer is not None and wanted.taps[-1] not in HEAD_TAPS else "the head"
-    cost = "" if config is None else f", {size(layer_bytes(wanted.taps, config))}"
-    return (
-        f"{what} in full on {N_TOKENS} tokens ({count(len(wanted.taps), 'tap')}{cost}), in this order: "
-        f"{', '.join(f'`{tap}`' for tap in wanted.taps)}. Replay then convicts the operation."
-    )
+        tokens = _on_tokens(None if config is None else say("{size} a layer", size=size(layer_bytes(layer_taps(0, config), config))))
+        if then:
+            return say(
+                "Then record the first layer whose `l_out` differs in full, its input and all its taps, on {tokens} (I: its number).",
+                tokens=tokens,
+            )
+        return say(
+            "Record the first layer whose `l_out` differs in full, its input and all its taps, on {tokens} (I: its number).", tokens=tokens
+        )
+    cost = [count(len(wanted.taps), "tap"), *([] if config is None else [size(layer_bytes(wanted.taps, config))])]
+    facts = {
+        "what": say("layer {layer}", layer=layer) if layer is not None and wanted.taps[-1] not in HEAD_TAPS else say("the head"),
+        "tokens": count(N_TOKENS, "token"),
+        "cost": joined(cost),
+        "taps": joined(f"`{tap}`" for tap in wanted.taps),
+    }
+    if then:
+        return say("Then record {what} in full on {tokens} ({cost}), in this order: {taps}. Replay then convicts the operation.", **facts)
+    return say("Record {what} in full on {tokens} ({cost}), in this order: {taps}. Replay then convicts the operation.", **facts)
+
+
+def _on_tokens(cost: str | None) -> str:
+    tokens = count(N_TOKENS, "token")
+    return tokens if cost is None else joined([tokens, cost])
 
 
 # ---- How, by engine ----------------------------------------------------------------------------------------------------------
@@ -169,38 +197,46 @@ def _traced(engine: str, wanted: Wanted, model: str) -> str:
 
 
 def _llama_cpp(wanted: Wanted, model: str) -> list[str]:
-    own = f"`llama-eval-callback -m {shlex.quote(model)} -p TEXT -fa off > run.log 2>&1`, then `quantscope import run.log`"
-    return [
-        f"For llama.cpp: {_traced('llama.cpp', wanted, model)}.",
-        *([f"A build of your own: {own}; it prints samples and sums of every tap."] if wanted.fingerprint else []),
-    ]
+    logged = f"`llama-eval-callback -m {shlex.quote(model)} -p TEXT -fa off > run.log 2>&1`"
+    own = say(
+        "A build of your own: {log}, then `quantscope import run.log`; it prints samples and sums of every tap.",
+        log=logged,
+    )
+    return [say("For llama.cpp: {command}.", command=_traced("llama.cpp", wanted, model)), *([own] if wanted.fingerprint else [])]
 
 
 def _transformers(wanted: Wanted, model: str) -> list[str]:
-    return [f"For Transformers: {_traced('transformers', wanted, model)}."]
+    return [say("For Transformers: {command}.", command=_traced("transformers", wanted, model))]
 
 
 def _rustorch(wanted: Wanted, model: str) -> list[str]:
     if not wanted.fingerprint:
-        return [f"For RusTorch: write them under these names with the crate safetensors, float32, positions first. {READ_ARRAYS}"]
-    return [
-        "For RusTorch: copy the Rust function `qsfp` of docs/fingerprints.md and print its line for each of these taps, as in "
-        f'`eprintln!("{{}}", qsfp(&format!("l_out-{{}}", layer), &hidden))`. {READ_LINES}',
+        arrays = say("For RusTorch: write them under these names with the crate safetensors, float32, positions first.")
+        return [paragraph([arrays, say(READ_ARRAYS)])]
+    printing = say(
+        "For RusTorch: copy the Rust function `qsfp` of docs/fingerprints.md and print its line for each of these taps, as in `{code}`.",
+        code='eprintln!("{}", qsfp(&format!("l_out-{}", layer), &hidden))',
+    )
+    log = say(
         "Of its debug log the lines `[INPUT TOKENS]`, `[POSITION]`, `[GET_EMB]`, `[LAYER i] Input`, `[LAYER i] First 10 values`, "
         "`[LAYER i] After FFN Residual (Layer Output)`, `[FINAL NORM]` and `[LOGITS STEP 0]` count; statistics alone cannot show that "
-        "signals agree.",
-    ]
+        "signals agree."
+    )
+    return [paragraph([printing, say(READ_LINES)]), log]
 
 
 def _any(wanted: Wanted, model: str) -> list[str]:
     if wanted.fingerprint:
-        say = "Copy the function `qsfp` of docs/fingerprints.md (C, Rust, Swift, JavaScript) and print its line for each of these taps."
-        return [f"{say} {READ_LINES}"]
-    return [f"Write them as float32 arrays, positions first, under these names to a safetensors or npz file. {READ_ARRAYS}"]
+        lines = say(
+            "Copy the function `qsfp` of docs/fingerprints.md (C, Rust, Swift, JavaScript) and print its line for each of these taps."
+        )
+        return [paragraph([lines, say(READ_LINES)])]
+    arrays = say("Write them as float32 arrays, positions first, under these names to a safetensors or npz file.")
+    return [paragraph([arrays, say(READ_ARRAYS)])]
 
 
-READ_LINES = "Read the log with `quantscope import LOG -o T.safetensors`."
-READ_ARRAYS = "Read them with `quantscope import FILE --model MODEL --tokens IDS -o T.safetensors` (docs/importing.md)."
+READ_LINES = mark("Read the log with `quantscope import LOG -o T.safetensors`.")
+READ_ARRAYS = mark("Read them with `quantscope import FILE --model MODEL --tokens IDS -o T.safetensors` (docs/importing.md).")
 WAYS: dict[str, Way] = {"llama.cpp": _llama_cpp, "transformers": _transformers, "rustorch": _rustorch}
 
 

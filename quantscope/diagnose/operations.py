@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quantscope.arch.config import ModelConfig
+from quantscope.language import mark
 from quantscope.model.arithmetic import Arithmetic
 from quantscope.model.attention import cut, head_norm, scores_of, tempered
 from quantscope.model.feed_forward import activation, chosen_linear, expert_probabilities, expert_weights, shared_gate
@@ -226,7 +227,7 @@ def _shared(at: Place) -> str:
 
 
 LATENT = ("Qcur_pre", "Qcur", "Kcur", "Vcur")  # of latent attention: several products and norms between two taps
-WHOLE_LAYER = "the whole layer"
+WHOLE_LAYER = mark("the whole layer")
 OTHER_WAYS: dict[str, list[tuple[Operation, tuple[str, ...]]]] = {  # where the taps between were not recorded
     "l_out": [(_layer, (BEFORE,))],
 }

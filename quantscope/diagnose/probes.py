@@ -28,6 +28,7 @@ from quantscope.engines import Request, check
 from quantscope.engines.isolated import run_several
 from quantscope.errors import QuantscopeError
 from quantscope.golden.record import batch, tolerances
+from quantscope.language import mark
 from quantscope.metrics import nmse
 from quantscope.model.arithmetic import Arithmetic
 from quantscope.model.bf16_arithmetic import Bf16Arithmetic
@@ -43,7 +44,7 @@ Name: TypeAlias = Literal["one-token", "two-tokens", "repeated", "text", "prefix
 Conclusion: TypeAlias = Literal["agrees", "differs", "not judged", "failed"]
 Taps: TypeAlias = Mapping[str, Tensor]
 
-N_REPEATED = 4
+N_REPEATED = 4  # as the probe says
 TURNED = ("Qcur-", "Kcur-")  # differ from position to position by RoPE
 MAPS = "kq_soft_max"  # rows grow from position to position
 
@@ -73,28 +74,28 @@ class Probe:
 PROBES: tuple[Probe, ...] = (
     Probe(
         "one-token",
-        "one token at position 0: the embedding, the norms, every product, the feed-forward and the head; attention returns v",
+        mark("one token at position 0: the embedding, the norms, every product, the feed-forward and the head; attention returns v"),
         (*_NO_PAST, *_CACHE),
     ),
-    Probe("two-tokens", "a second position: RoPE, the scale, the mask and a softmax over two keys", (*_RELATIVE, *_CACHE)),
+    Probe("two-tokens", mark("a second position: RoPE, the scale, the mask and a softmax over two keys"), (*_RELATIVE, *_CACHE)),
     Probe(
         "repeated",
-        f"one token {N_REPEATED} times: every value is the same, so attention returns it whatever its weights are",
+        mark("one token 4 times: every value is the same, so attention returns it whatever its weights are"),
         tuple(name for name in (*_NO_PAST, *_CACHE) if name != "softmax-queries"),
-        "all rows must be the same: a softmax over the wrong axis, weights that do not sum to 1, positions added to the stream",
+        mark("all rows must be the same: a softmax over the wrong axis, weights that do not sum to 1, positions added to the stream"),
     ),
-    Probe("text", "the prompt in one batch", (*_RELATIVE, *_CACHE)),
+    Probe("text", mark("the prompt in one batch"), (*_RELATIVE, *_CACHE)),
     Probe(
         "prefix",
-        "the beginning of the prompt alone, against the same positions of the whole",
+        mark("the beginning of the prompt alone, against the same positions of the whole"),
         (*_RELATIVE, *_CACHE),
-        "tokens that follow must change nothing before them: the causal mask, a softmax over the wrong axis",
+        mark("tokens that follow must change nothing before them: the causal mask, a softmax over the wrong axis"),
     ),
     Probe(
         "decode",
-        "the prompt token by token over the key/value cache",
+        mark("the prompt token by token over the key/value cache"),
         (*_RELATIVE, "mask-missing", "mask-next"),
-        "every step must be as in the batch: the cache, the positions of decoded tokens, the mask of the batch",
+        mark("every step must be as in the batch: the cache, the positions of decoded tokens, the mask of the batch"),
     ),
 )
 BY_NAME: Mapping[str, Probe] = {probe.name: probe for probe in PROBES}

@@ -24,6 +24,7 @@ from quantscope.diagnose.operations import BY_POSITION, LOOKS_BACK, WHOLE_LAYER,
 from quantscope.diagnose.recorded import Recorded
 from quantscope.errors import TraceContentError
 from quantscope.explain import MADE_BY
+from quantscope.language import say
 from quantscope.metrics import nmse
 from quantscope.model.arithmetic import EXACT, Arithmetic
 from quantscope.model.forward import check_ids
@@ -109,7 +110,7 @@ class Bench:
     def examine(self, tap: str) -> ReplayRow:
         """Convict or clear the operation that makes a tap."""
         possible = self._ways(tap)
-        row = ReplayRow(tap, MADE_BY[stem_of(tap)][0], possible[0][1], "not recorded")
+        row = ReplayRow(tap, say(MADE_BY[stem_of(tap)][0]), possible[0][1], "not recorded")
         if wrong := self._recorded.wrong_shape(tap):
             return replace(row, verdict="convicted", nmse=math.inf, floor=EXACT_FLOOR, note=wrong)
         lacking = [self._lacking(tap, inputs) if operation else NOT_REPLAYED for operation, inputs in possible]
@@ -117,7 +118,7 @@ class Bench:
             return replace(row, note=lacking[0])
         operation, inputs = possible[lacking.index("")]
         assert operation is not None
-        name = WHOLE_LAYER if tap.startswith("l_out") and len(inputs) == 1 else row.operation
+        name = say(WHOLE_LAYER) if tap.startswith("l_out") and len(inputs) == 1 else row.operation
         return self._judged(replace(row, inputs=inputs, operation=name), operation)
 
     def _ways(self, tap: str) -> list[tuple[Operation | NotReplayed, tuple[str, ...]]]:

@@ -17,12 +17,15 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from quantscope.diagnose.faults import Instance, instances, probe
+from quantscope.diagnose.faults import Instance, instances
 from quantscope.diagnose.readings import Reading, readings
 from quantscope.diagnose.setup import Setup, reference
+from quantscope.diagnose.twins import probe
 from quantscope.diagnose.walk import Walker, walk
+from quantscope.language import say
 from quantscope.model.arithmetic import Arithmetic
 from quantscope.model.taps import place_of
+from quantscope.phrases import listed
 from quantscope.trace import Full, Sample, Stats, Trace
 from quantscope.weights import WeightProvider
 
@@ -53,10 +56,12 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        where = ""
-        if self.layers is not None:
-            where = f" in layer {min(self.layers)} alone" if len(self.layers) == 1 else f" from layer {min(self.layers)} on"
-        return " and ".join(instance.label for instance in self.faults) + where
+        faults = listed(instance.label for instance in self.faults)
+        if self.layers is None:
+            return faults
+        if len(self.layers) == 1:
+            return say("{faults} in layer {layer} alone", faults=faults, layer=min(self.layers))
+        return say("{faults} from layer {layer} on", faults=faults, layer=min(self.layers))
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from quantscope import metrics
 from quantscope.diagnose.ledger import Hypothesis, hypothesis, similar
 from quantscope.importers.answers import Answer
+from quantscope.language import mark, say
+from quantscope.phrases import joined, listed, times
 from quantscope.recipes import PRESETS
-from quantscope.results import DEFAULT_TYPES, Study, Variant
-from quantscope.wording import listed, mean, percent, quoted, times
+from quantscope.results import DEFAULT_TYPES, Flag, Study, Variant
+from quantscope.wording import mean, percent, quoted
 
 DRIFT = "mean-drift"
-DRIFT_TEXT = "Quantization error decides where the mean of the layer outputs drifts."
+DRIFT_TEXT = mark("Quantization error decides where the mean of the layer outputs drifts.")
 AGAINST = "quantscope diagnose FILE.gguf --against TRACE"
 
 
@@ -28,7 +30,7 @@ def ledger_of_tables(study: Study, answers: Sequence[Answer] = ()) -> tuple[Hypo
 
     study: of ``findings.traces.study_of``: no original, no logits.  answers: of this and of other engines.
     """
-    engine = str(study.provenance.get("engine", "the engine"))
+    engine = str(study.provenance.get("engine", say("the engine")))
     own = [a for a in answers if a.engine == engine]
     others = [a for a in answers if a.engine != engine]
     return (
@@ -40,13 +42,13 @@ def ledger_of_tables(study: Study, answers: Sequence[Answer] = ()) -> tuple[Hypo
         hypothesis(
             "file-damaged",
             "untested",
-            ("Statistics of activations do not show a damaged tensor apart from other causes.",),
+            (say("Statistics of activations do not show a damaged tensor apart from other causes."),),
             "quantscope weights ORIGINAL.gguf FILE.gguf",
         ),
         hypothesis(
             "activation-rounding",
             "untested",
-            ("That needs the exact and the expected arithmetic on the same file.",),
+            (say("That needs the exact and the expected arithmetic on the same file."),),
             AGAINST,
         ),
     )
@@ -60,8 +62,8 @@ def _study_command(study: Study) -> str:
 
 def _ids(study: Study) -> str:
     if study.prompt is None or not study.prompt.ids:
-        return "The token ids that were run are not known, or not the same in all."
-    return f"All variants ran the same {len(study.prompt.ids)} ids; which ids the prompt should give was not checked."
+        return say("The token ids that were run are not known, or not the same in all.")
+    return say("All variants ran the same {n} ids; which ids the prompt should give was not checked.", n=len(study.prompt.ids))
 
 
 # ---- Different output ---------------------------------------------------------------------------------------------------
@@ -69,28 +71,36 @@ def _ids(study: Study) -> str:
 
 def _quantization(study: Study, engine: str, own: Sequence[Answer]) -> Hypothesis:
     """Two types that disagree, or agree, say nothing about which is right."""
-    why = "there is no original, and no exact execution of the same file"
-    parts = [f"No token of {engine} is known, and {why}."]
+    parts = []
     if own:
-        given = listed(f"{_token(a)} in {a.variant}" for a in own)
+        given = listed(say("{token} in {variant}", token=_token(a), variant=a.variant) for a in own)
         if len(own) < 2:
-            says = "One token alone does not say whether it is right"
+            means = say("One token alone does not say whether it is right: there is no original, and no exact execution of the same file.")
         elif len({(a.id, a.token if a.id is None else None) for a in own}) > 1:
-            says = "That types disagree does not say which of them is right, or whether one is"
+            means = say(
+                "That types disagree does not say which of them is right, or whether one is: there is no original, and no exact execution "
+                "of the same file."
+            )
         else:
-            says = "That types agree does not say that they are right"
-        parts = [f"{engine} gives {given}.", f"{says}: {why}."]
-    odd = [a for a in own if a.rank is not None and a.rank > 1]
+            means = say("That types agree does not say that they are right: there is no original, and no exact execution of the same file.")
+        parts += [say("{engine} gives {tokens}.", engine=engine, tokens=given), means]
+    else:
+        parts.append(
+            say("No token of {engine} is known, and there is no original, and no exact execution of the same file.", engine=engine)
+        )
+    odd = [say("Rank {rank} in {variant}", rank=a.rank, variant=a.variant) for a in own if a.rank is not None and a.rank > 1]
     if odd:
-        parts.append(f"{listed(f'Rank {a.rank} in {a.variant}' for a in odd)} is no greedy choice.")
+        parts.append(say("{ranks} is no greedy choice.", ranks=listed(odd)))
     return hypothesis("quantization-too-coarse", "untested", tuple(parts), _study_command(study))
 
 
 def _token(a: Answer) -> str:
     text = "" if a.token is None else quoted(a.token)
-    known = [f"id {a.id}"] if a.id is not None else []
-    known += [f"rank {a.rank}"] if a.rank is not None else []
-    return f"{text} ({', '.join(known)})" if text and known else text or f"token {', '.join(known)}"
+    known = [say("id {id}", id=a.id)] if a.id is not None else []
+    known += [say("rank {rank}", rank=a.rank)] if a.rank is not None else []
+    if text and known:
+        return say("{name} ({value})", name=text, value=joined(known))
+    return text or say("token {facts}", facts=joined(known))
 
 
 # ---- Growth and drift ---------------------------------------------------------------------------------------------------
@@ -103,18 +113,24 @@ def _architecture(study: Study) -> Hypothesis:
     known = {n: g for n, g in growths.items() if g is not None and 0 < g < math.inf}
     same_layers = len({(v.layers[0].layer, v.layers[-1].layer) for v in study.variants if v.name in known}) == 1
     if len(known) < 2 or not same_layers:
-        return hypothesis(name, "untested", ("The RMS of the same first and last layer is not known for two variants.",), command)
+        return hypothesis(name, "untested", (say("The RMS of the same first and last layer is not known for two variants."),), command)
     low, high = min(known.values()), max(known.values())
-    text = f"RMS grows {listed(f'{times(g)} ({n})' for n, g in known.items())}, at most {percent(high / low - 1)} apart"
+    facts = {
+        "growth": listed(say("{value} ({name})", value=times(g), name=n) for n, g in known.items()),
+        "spread": percent(high / low - 1),
+    }
     if not similar(low, high):
-        return hypothesis(
-            name, "untested", (f"{text}: something beside the architecture is in it, and which variant is off is open.",), command
+        apart = say(
+            "RMS grows {growth}, at most {spread} apart: something beside the architecture is in it, and which variant is off is open.",
+            **facts,
         )
-    nature = (
+        return hypothesis(name, "untested", (apart,), command)
+    alike = say("RMS grows {growth}, at most {spread} apart, so it hardly depends on the quantization.", **facts)
+    nature = say(
         "Growth that no quantization changes is not its damage, and RMSNorm divides it out again in every layer: by itself it is no "
         "evidence of an error. The original in float32 shows whether it grows so by nature."
     )
-    return hypothesis(name, "supported", (f"{text}, so it hardly depends on the quantization.", nature), command)
+    return hypothesis(name, "supported", (alike, nature), command)
 
 
 def _drift(study: Study) -> Hypothesis:
@@ -122,26 +138,40 @@ def _drift(study: Study) -> Hypothesis:
     ends = [(v, v.layers[0], v.layers[-1]) for v in study.variants if len(v.layers) > 1 and _finite(v)]
     flagged = [(v.name, row.layer, flag) for v in study.variants for row in v.layers for flag in row.flags]
     if len(ends) < 2:
-        return _drift_entry(study, ("The mean of the first and last layer is not known for two variants.",))
+        return _drift_entry(study, (say("The mean of the first and last layer is not known for two variants."),))
     signs = {last.mean > 0 for _, _, last in ends}
     offsets = {v.name: metrics.mean_to_rms(last.mean, last.output_rms) for v, _, last in ends}
-    shown = listed(f"{mean(first.mean)} → {mean(last.mean)} ({v.name})" for v, first, last in ends)
-    parts = [
-        f"The mean goes {shown}: {'opposite signs' if len(signs) > 1 else 'the same sign'} at the end, where |mean|/RMS is "
-        f"{listed(f'{percent(x)} ({n})' for n, x in offsets.items())}."
-    ]
+    facts = {
+        "means": listed(say("{value} ({name})", value=f"{mean(first.mean)} → {mean(last.mean)}", name=v.name) for v, first, last in ends),
+        "ratios": listed(say("{value} ({name})", value=percent(x), name=n) for n, x in offsets.items()),
+    }
+    if len(signs) > 1:
+        parts = [say("The mean goes {means}: opposite signs at the end, where |mean|/RMS is {ratios}.", **facts)]
+    else:
+        parts = [say("The mean goes {means}: the same sign at the end, where |mean|/RMS is {ratios}.", **facts)]
     if flagged:
-        strongest = max(flagged, key=lambda f: f[2].times)
-        parts.append(
-            f"Flagged, over {metrics.FLAG_TIMES:g} times the other variants: the SwiGLU mean of {strongest[0]} in layer {strongest[1]}, "
-            f"{percent(strongest[2].mean_to_rms)} of its RMS" + (f", and {len(flagged) - 1} more." if len(flagged) > 1 else ".")
-        )
-    parts.append("That the variants differ is shown; that quantization is the cause is not: a fault of the engine moves means, too.")
+        parts.append(_flags(flagged))
+    parts.append(say("That the variants differ is shown; that quantization is the cause is not: a fault of the engine moves means, too."))
     return _drift_entry(study, tuple(parts))
 
 
+def _flags(flagged: Sequence[tuple[str, int, Flag]]) -> str:
+    """The strongest, and how many more there are."""
+    name, layer, flag = max(flagged, key=lambda f: f[2].times)
+    facts = {"times": f"{metrics.FLAG_TIMES:g}", "name": name, "layer": layer, "share": percent(flag.mean_to_rms)}
+    if len(flagged) == 1:
+        return say(
+            "Flagged, over {times} times the other variants: the SwiGLU mean of {name} in layer {layer}, {share} of its RMS.", **facts
+        )
+    return say(
+        "Flagged, over {times} times the other variants: the SwiGLU mean of {name} in layer {layer}, {share} of its RMS, and {n} more.",
+        n=len(flagged) - 1,
+        **facts,
+    )
+
+
 def _drift_entry(study: Study, evidence: tuple[str, ...]) -> Hypothesis:
-    return Hypothesis(DRIFT, DRIFT_TEXT, "untested", evidence, _study_command(study))
+    return Hypothesis(DRIFT, say(DRIFT_TEXT), "untested", evidence, _study_command(study))
 
 
 def _finite(v: Variant) -> bool:
@@ -154,12 +184,28 @@ def _finite(v: Variant) -> bool:
 
 def _engine(engine: str, others: Sequence[Answer]) -> Hypothesis:
     """A token of another engine is no reference: it is of another run, whose ids and state nobody wrote down."""
-    parts = [f"All statistics come from {engine}: nothing independent ran the same file on the same token ids."]
+    parts = [say("All statistics come from {engine}: nothing independent ran the same file on the same token ids.", engine=engine)]
     for name in dict.fromkeys(a.engine for a in others):
         given = [a for a in others if a.engine == name]
-        unknown = "" if all(a.id is not None for a in given) else ", its id not known,"
-        parts.append(
-            f"{name} gave {listed(f'{_token(a)} in {a.variant}' for a in given)}: one token{unknown} of another run, whose ids and file "
-            f"hash are not recorded. That it looks odd, too, does not clear {engine}."
-        )
+        facts = {
+            "other": name,
+            "tokens": listed(say("{token} in {variant}", token=_token(a), variant=a.variant) for a in given),
+            "engine": engine,
+        }
+        if all(a.id is not None for a in given):
+            parts.append(
+                say(
+                    "{other} gave {tokens}: one token of another run, whose ids and file hash are not recorded. That it looks odd, too, "
+                    "does not clear {engine}.",
+                    **facts,
+                )
+            )
+        else:
+            parts.append(
+                say(
+                    "{other} gave {tokens}: one token, its id not known, of another run, whose ids and file hash are not recorded. That it "
+                    "looks odd, too, does not clear {engine}.",
+                    **facts,
+                )
+            )
     return hypothesis("engine-bug", "untested", tuple(parts), f"{AGAINST} --original ORIGINAL.gguf")

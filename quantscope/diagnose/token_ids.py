@@ -18,10 +18,12 @@ from typing import Literal, TypeAlias, cast
 
 from quantscope.diagnose.token_rules import Bench, Rule, Scheme, VocabularyTokenizer, candidates, ends_of, explanations
 from quantscope.errors import PromptError, VocabularyError
+from quantscope.language import mark, say
+from quantscope.phrases import count, listed
 from quantscope.sources.base import Source
 from quantscope.tokenizers import from_source
 from quantscope.tokenizers.pieces import PieceDecoder
-from quantscope.wording import count, listed, quoted
+from quantscope.wording import quoted
 
 Basis: TypeAlias = Literal["text", "ids", "round trip"]
 
@@ -29,7 +31,7 @@ MOST_NAMED = 3  # explanations in a sentence
 COMPARED = 512  # ids, when likeness is measured
 REPLACEMENT = "\ufffd"
 FOREIGN = "other-vocabulary"
-NOT_TRIED = "no rule was tried, as the vocabulary or the text is not known"
+NOT_TRIED = mark("no rule was tried, as the vocabulary or the text is not known")
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def _base(tokenizer: VocabularyTokenizer, text: str, right: Sequence[int]) -> Sc
 
 def _verdict(tokenizer: VocabularyTokenizer | None, basis: Basis, right: list[int], found: list[int], base: Scheme | None) -> IdsVerdict:
     if basis == "round trip" and base is None:
-        return IdsVerdict(True, basis, f"{_ids(found)} spell no text that can be tokenized again: nothing shows whether they are right.")
+        text = say("The engine's {ids} spell no text that can be tokenized again: nothing shows whether they are right.", ids=_ids(found))
+        return IdsVerdict(True, basis, text)
     if right == found:
         return IdsVerdict(True, basis, _same(basis, found), expected=tuple(right))
     at = next((i for i, (a, b) in enumerate(zip(right, found, strict=False)) if a != b), min(len(right), len(found)))
@@ -120,22 +123,32 @@ def _verdict(tokenizer: VocabularyTokenizer | None, basis: Basis, right: list[in
     pieces = [_piece(tokenizer, i) for i in (a, b)]
     bench = None if tokenizer is None else Bench(tokenizer)
     names, why, verified = _reason(bench, base, right, found)
-    why += ", if the text is the one they spell" if basis == "round trip" and verified else ""
-    parted = f"The ids part at position {at}: expected {_shown(a, pieces[0])}, found {_shown(b, pieces[1])}"
-    return IdsVerdict(False, basis, f"{parted}: {why}.", at, a, pieces[0], b, pieces[1], names, verified, tuple(right))
+    facts = {"position": at, "expected": _shown(a, pieces[0]), "found": _shown(b, pieces[1]), "why": why}
+    if basis == "round trip" and verified:
+        text = say(
+            "The ids part at position {position}: expected {expected}, found {found}: {why}, if the text is the one they spell.", **facts
+        )
+    else:
+        text = say("The ids part at position {position}: expected {expected}, found {found}: {why}.", **facts)
+    return IdsVerdict(False, basis, text, at, a, pieces[0], b, pieces[1], names, verified, tuple(right))
 
 
 def _same(basis: Basis, found: Sequence[int]) -> str:
-    return {
-        "text": f"{_ids(found)} are those of the file's own vocabulary for this text.",
-        "ids": f"{_ids(found)} are the expected ones.",
-        "round trip": f"{_ids(found)} are those of the file's own vocabulary for the text they spell; "
-        f"whether it is the text that was meant, only the text shows.",
-    }[basis]
+    return say(_SAME[basis], ids=_ids(found))
+
+
+_SAME: dict[Basis, str] = {
+    "text": mark("The engine's {ids} are those of the file's own vocabulary for this text."),
+    "ids": mark("The engine's {ids} are the expected ones."),
+    "round trip": mark(
+        "The engine's {ids} are those of the file's own vocabulary for the text they spell; whether it is the text that was meant, only "
+        "the text shows."
+    ),
+}
 
 
 def _ids(ids: Sequence[int]) -> str:
-    return f"The engine's {count(len(ids), 'token id')}"
+    return count(len(ids), "token id")
 
 
 def _piece(tokenizer: VocabularyTokenizer | None, token: int | None) -> str | None:
@@ -148,7 +161,7 @@ def _piece(tokenizer: VocabularyTokenizer | None, token: int | None) -> str | No
 
 def _shown(token: int | None, piece: str | None) -> str:
     if token is None:
-        return "no more ids"
+        return say("no more ids")
     return f"{token}" if piece is None else f"{token} ({quoted(piece)})"
 
 
@@ -161,7 +174,11 @@ def _reason(bench: Bench | None, base: Scheme | None, right: Sequence[int], foun
     if bench is not None and base is not None:
         exact = explanations(bench, base, found)
         if exact:
-            return tuple(tuple(r.name for r in rules) for rules in exact), f"{_said(exact)} (gives exactly these ids)", True
+            return (
+                tuple(tuple(r.name for r in rules) for rules in exact),
+                say("{faults} (gives exactly these ids)", faults=_said(exact)),
+                True,
+            )
     length = _length(right, found)
     if length is not None:
         return length
@@ -171,32 +188,34 @@ def _reason(bench: Bench | None, base: Scheme | None, right: Sequence[int], foun
             return ((FOREIGN,),), _foreign(bench.tokenizer, outside[0]), False
         ends = ends_of(bench.tokenizer, _without_ends(bench.tokenizer, right), found) if base is None else None
         if ends:
-            return (tuple(r.name for r in ends),), f"{_said([ends])} (gives exactly these ids)", True
+            return (tuple(r.name for r in ends),), say("{faults} (gives exactly these ids)", faults=_said([ends])), True
     inside = _inside(bench, base, found)
     if inside is not None:
         return inside
     likely = _likely(bench, base, right, found) if bench is not None and base is not None else ()
     if likely:
         names = (tuple(r.name for r in likely),)
-        return names, f"probably {_said([likely])} (nearer to these ids, but does not give exactly them)", False
-    return (), "none of the known mistakes gives these ids" if base is not None else NOT_TRIED, False
+        return names, say("probably {faults} (nearer to these ids, but does not give exactly them)", faults=_said([likely])), False
+    return (), say("none of the known mistakes gives these ids") if base is not None else say(NOT_TRIED), False
 
 
 def _foreign(tokenizer: VocabularyTokenizer, token: int) -> str:
-    return f"id {token} is no token of this vocabulary (0 to {tokenizer.n_vocab - 1}), another model's was used"
+    return say("id {id} is no token of this vocabulary (0 to {last}), another model's was used", id=token, last=tokenizer.n_vocab - 1)
 
 
 def _foreign_ids(tokenizer: VocabularyTokenizer, found: Sequence[int]) -> IdsVerdict:
     """The first id that no token of the vocabulary has."""
     at = next(i for i, token in enumerate(found) if not 0 <= token < tokenizer.n_vocab)
-    sentence = f"At position {at} {_foreign(tokenizer, found[at])}."
+    sentence = say("At position {position} {what}.", position=at, what=_foreign(tokenizer, found[at]))
     return IdsVerdict(False, "round trip", sentence, at, None, None, found[at], None, ((FOREIGN,),))
 
 
 def _said(explained: Sequence[Sequence[Rule]]) -> str:
     """``the engine replaces newlines by spaces and appends EOS``; explanations that are equally good with "or"."""
-    options = [f"the engine {listed(rule.says for rule in rules)}" for rules in explained[:MOST_NAMED]]
-    return ", or ".join(options)
+    options = [
+        say("the engine {faults}", faults=listed(say(rule.says, what=rule.what) for rule in rules)) for rules in explained[:MOST_NAMED]
+    ]
+    return say(", or ").join(options)
 
 
 def _without_ends(tokenizer: VocabularyTokenizer, ids: Sequence[int]) -> list[int]:
@@ -209,10 +228,15 @@ def _length(right: Sequence[int], found: Sequence[int]) -> Reason | None:
     """One is the beginning of the other."""
     right, found = list(right), list(found)
     if found and right[: len(found)] == found:
-        return (("cut-short",),), f"the engine ran only the first {len(found)} of {count(len(right), 'token')}", True
+        return (
+            (("cut-short",),),
+            say("the engine ran only the first {n} of {tokens}", n=len(found), tokens=count(len(right), "token")),
+            True,
+        )
     if right and found[: len(right)] == right:
         more = count(len(found) - len(right), "more id")
-        return (("goes-on",),), f"the expected ids are all there, and {more} follow: generated tokens, or more text", False
+        text = say("the expected ids are all there, and {more} follow: generated tokens, or more text", more=more)
+        return (("goes-on",),), text, False
     return None
 
 
@@ -227,8 +251,12 @@ def _inside(bench: Bench | None, base: Scheme | None, found: Sequence[int]) -> R
         at = next((i for i in range(len(found) - len(core) + 1) if core and list(found[i : i + len(core)]) == core), None)
         if at is not None and len(found) > len(core) + 1:
             before, after = (bench.tokenizer.decode(ids, unparse_special=True) for ids in (found[:at], found[at + len(core) :]))
-            around = f"the ids of the text are there, with {quoted(before)} before and {quoted(after)} after them"
-            return (("template",),), f"{around}, a chat template or another prompt", False
+            text = say(
+                "the ids of the text are there, with {before} before and {after} after them, a chat template or another prompt",
+                before=quoted(before),
+                after=quoted(after),
+            )
+            return (("template",),), text, False
     return None
 
 

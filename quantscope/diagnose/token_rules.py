@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from quantscope.tokenizers.ggml import GgmlTokenizer
 from quantscope.tokenizers.pretokenize import PreTokenizer, split
-from quantscope.tokenizers.vocabulary import BYTE_TO_CHAR, Kind, Vocabulary
+from quantscope.tokenizers.vocabulary import BYTE_TO_CHAR, MODELS, Kind, Vocabulary
 
 if TYPE_CHECKING:
     from quantscope.tokenizers.huggingface import JsonTokenizer
@@ -47,7 +47,7 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Rule:
-    """One mistake.  says: completes "the engine ...".  change: None where it cannot be made with this vocabulary.
+    """One mistake.  says: completes "the engine ...", with {what} in it.  change: None where it cannot be made with this vocabulary.
 
     Of two rules of one part other than "text", only one can hold.
     """
@@ -56,6 +56,7 @@ class Rule:
     says: str
     part: Part
     change: Callable[[Scheme, Vocabulary], Scheme | None] = lambda scheme, vocabulary: None
+    what: str = ""
 
 
 # ---- Cutting -----------------------------------------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ def _spaces_alone(v: Vocabulary) -> Cut:
 
 # key → (how a stretch is cut, for which kinds of vocabulary, whether it needs the vocabulary's own scores or merges)
 CUTS: dict[str, tuple[Callable[[Vocabulary], Cut], tuple[str, ...], bool]] = {
-    OWN: (_own, ("llama", "gpt2"), True),
+    OWN: (_own, tuple(MODELS), True),
     "no-merges": (_no_merges, ("llama", "gpt2"), False),
     "bytes": (lambda v: lambda text: _bytes(v, text.replace(" ", SPACE)), ("llama",), False),
     "non-ascii-bytes": (_non_ascii_bytes, ("llama",), True),
@@ -258,7 +259,7 @@ RULES: tuple[Rule, ...] = (
     Rule("lower-cased", "turns the text into lower case", "text", _text(str.lower)),
     Rule("latin-1", "reads the UTF-8 bytes of the text as Latin-1", "text", _text(_as_latin)),
     *(
-        Rule(f"unicode-{form.lower()}", f"normalizes the text ({form})", "text", _text(partial(unicodedata.normalize, form)))
+        Rule(f"unicode-{form.lower()}", "normalizes the text ({what})", "text", _text(partial(unicodedata.normalize, form)), form)
         for form in ("NFC", "NFD", "NFKC")
     ),
     Rule("space-prefix-missing", "leaves out the space that belongs before a text (add_space_prefix)", "prefix", _prefix(True)),
@@ -267,15 +268,16 @@ RULES: tuple[Rule, ...] = (
     Rule("special-as-text", "tokenizes special tokens that are spelled out in the text as plain text", "special", _parsing(False)),
     Rule("special-parsed", "reads special tokens that are spelled out in the text as those tokens", "special", _parsing(True)),
     *(
-        Rule(f"template-{n.lower().replace(' ', '-')}", f"puts a chat template around the text ({n})", "template", _around(t, True))
+        Rule(f"template-{n.lower().replace(' ', '-')}", "puts a chat template around the text ({what})", "template", _around(t, True), n)
         for n, t in TEMPLATES.items()
     ),
     *(
         Rule(
             f"template-{n.lower().replace(' ', '-')}-as-text",
-            f"puts a chat template around the text ({n}), its special tokens as plain text",
+            "puts a chat template around the text ({what}), its special tokens as plain text",
             "template",
             _around(t, False),
+            n,
         )
         for n, t in TEMPLATES.items()
         if _SPECIAL.search(t)
@@ -289,8 +291,9 @@ RULES: tuple[Rule, ...] = (
     Rule("spaces-alone", "makes a token of its own of every space", "cut", _cutting("spaces-alone")),
     Rule("words-not-cut", "does not cut the text into words before it merges (no pre-tokenizer)", "cut", _cutting("words-not-cut")),
     *(
-        Rule(f"words-cut-as-{pre}", f"cuts the text into words as {pre} does (tokenizer.ggml.pre)", "cut", _cutting(f"words-cut-as-{pre}"))
+        Rule(name, "cuts the text into words as {what} does (tokenizer.ggml.pre)", "cut", _cutting(name), pre)
         for pre in ("gpt-2", "llama-bpe", "qwen2")
+        for name in (f"words-cut-as-{pre}",)
     ),
 )  # fmt: skip
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from quantscope.errors import MissingExtraError, UsageError
+from quantscope.language import mark
 from quantscope.qtypes import KVType
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ ArithmeticName: TypeAlias = Literal["exact", "ggml", "bf16"]
 Dtype: TypeAlias = Literal["float32", "float64", "bfloat16"]
 
 
-IN_STEPS = "Decoded token by token over the key/value cache."
+IN_STEPS = mark("Decoded token by token over the key/value cache.")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import llama_cpp
 import numpy as np
@@ -12,6 +11,7 @@ from quantscope.engines import Request, model_name
 from quantscope.engines.collect import Collector, Steps
 from quantscope.engines.llama_session import LlamaSession, TapObserver, Values, has_amx
 from quantscope.errors import EngineError
+from quantscope.language import english, mark
 from quantscope.quants.threads import available_cpus
 from quantscope.sources.base import show
 from quantscope.sources.resolve import open_source
@@ -19,7 +19,7 @@ from quantscope.tokenizers import check_ids
 from quantscope.trace import Origin, Trace
 from quantscope.wording import sci
 
-NO_AMX = "This CPU has AMX tiles: llama.cpp ran without them and without interleaved weights, in its plain CPU code."
+NO_AMX = mark("This CPU has AMX tiles: llama.cpp ran without them and without interleaved weights, in its plain CPU code.")
 
 
 def run(request: Request, collect: Collector) -> Trace:
@@ -31,7 +31,7 @@ def run(request: Request, collect: Collector) -> Trace:
             f"convert_hf_to_gguf.py, or trace it with --engine transformers."
         )
     n = len(request.tokens)
-    with LlamaSession(Path(request.model), n_ctx=max(n, 1), kv=request.kv, n_threads=request.threads or available_cpus()) as llama:
+    with LlamaSession(source.path, n_ctx=max(n, 1), kv=request.kv, n_threads=request.threads or available_cpus()) as llama:
         check_ids(request.tokens, llama.n_vocab, llama.n_ctx_train)
         if request.steps:
             steps = Steps(collect)
@@ -62,6 +62,9 @@ def _step_by_step(llama: LlamaSession, tokens: Sequence[int], observer: Callable
 def _observation(plain: Values, observed: Values) -> str:
     """What being observed changed in the logits: asking for every node computes them one by one, without fusing operations."""
     if np.array_equal(plain, observed):
-        return "Observing every operation changed no bit of the logits."
+        return mark("Observing every operation changed no bit of the logits.")
     error = np.square(plain.astype(np.float64) - observed).sum() / np.square(plain.astype(np.float64)).sum()
-    return f"Observing the operations changed the logits by an NMSE of {sci(float(error))}: llama.cpp fuses some of them otherwise."
+    return english(
+        "Observing the operations changed the logits by an NMSE of {error}: llama.cpp fuses some of them otherwise.",
+        error=sci(float(error)),
+    )

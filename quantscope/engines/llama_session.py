@@ -4,7 +4,8 @@
         logits = llama.decode(ids)                                # [T,V], nothing observed, so that operations may be fused
         logits = llama.decode(ids, Observer)                      # asked about every node, shown those it wants
 
-CPU, flash attention off, all tokens in one batch.  What llama.cpp would print on stderr is kept: its last complaints explain a failure.
+CPU, all tokens in one batch, flash attention only where the cache needs it.
+What llama.cpp would print on stderr is kept: its last complaints explain a failure.
 """
 
 from __future__ import annotations
@@ -26,10 +27,9 @@ from numpy.typing import NDArray
 from quantscope.engines.ggml_tensor import name_and_op, read, sources
 from quantscope.engines.node_names import VIEWS, TapNamer
 from quantscope.errors import EngineError
-from quantscope.qtypes import KVType
+from quantscope.qtypes import QTYPES, QuantType
 
 Values = NDArray[Any]
-KV_TYPES = {"F32": 0, "F16": 1}  # enum ggml_type
 WARNING = 3  # enum ggml_log_level: 3 warning, 4 error, 5 continues the line before
 _complaints: deque[str] = deque(maxlen=8)
 
@@ -62,12 +62,13 @@ class Node:
 
 
 class LlamaSession:
-    """A loaded model.  kv: type of the key and value cache.
+    """A loaded model.  kv: type of the key cache, and of the value cache unless ``values`` names another.
 
+    Flash attention is on where the values have a quantized type: llama.cpp does not do without it there.
     Raises EngineError with llama.cpp's own words when it does not load the file.
     """
 
-    def __init__(self, path: Path, *, n_ctx: int = 512, kv: KVType = "F32", n_threads: int = 1) -> None:
+    def __init__(self, path: Path, *, n_ctx: int = 512, kv: str = "F32", values: str | None = None, n_threads: int = 1) -> None:
         llama_cpp.llama_log_set(_keep, ctypes.c_void_p(0))
         _complaints.clear()
         llama_cpp.llama_backend_init()
@@ -80,17 +81,18 @@ class LlamaSession:
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise EngineError(f"{path}: llama.cpp does not load this file{_its_words()}")
-        self._context = self._new_context(n_ctx, kv, n_threads)
+        self._context = self._new_context(n_ctx, QTYPES[kv], QTYPES[values or kv], n_threads)
         if not self._context:
             self.close()
             raise EngineError(f"{path}: llama.cpp does not make a context of {n_ctx} tokens for this file{_its_words()}")
 
-    def _new_context(self, n_ctx: int, kv: KVType, n_threads: int) -> Any:
+    def _new_context(self, n_ctx: int, keys: QuantType, values: QuantType, n_threads: int) -> Any:
         p = llama_cpp.llama_context_default_params()
         p.n_ctx = p.n_batch = p.n_ubatch = n_ctx
         p.n_threads = p.n_threads_batch = n_threads
-        p.type_k = p.type_v = KV_TYPES[kv]
-        p.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        p.type_k, p.type_v = keys.id, values.id
+        flash = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if values.block_size > 1 else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        p.flash_attn_type = flash
         p.no_perf = True
         p.cb_eval = self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)  # kept: ctypes does not
         return llama_cpp.llama_init_from_model(self._model, p)

@@ -2,6 +2,7 @@
 
     complete(study)    fills in what follows from the measured cells (RMS growth, flags) and then the findings
     findings(study)    the findings alone, in the order in which they should be read
+    told(study)        the study with its findings in the language of the context
 
 Each rule looks at the whole study and returns one finding, or None when it has nothing to say.  A sentence claims no more than
 its numbers carry: growth that the original shows too is architecture; a multiple of a number near zero is called that; variants that
@@ -15,7 +16,8 @@ import math
 from collections.abc import Callable
 
 from quantscope import metrics
-from quantscope.findings import engines, layers, logits, ops, tokens
+from quantscope.findings import cache, engines, layers, logits, ops, tokens
+from quantscope.language import ENGLISH, current
 from quantscope.results import Finding, Flag, LayerRow, Study, Variant
 from quantscope.wording import printable
 
@@ -28,6 +30,7 @@ RULES: tuple[Rule, ...] = (
     tokens.generated,
     tokens.smallest_that_keeps,
     logits.kl_order,
+    cache.cost,
     logits.pairs,
     logits.floor,
     logits.base,
@@ -55,6 +58,14 @@ def findings(study: Study) -> tuple[Finding, ...]:
     """What the study shows, the answer first; file names in the sentences are made printable."""
     found = [f for rule in RULES if (f := rule(study)) is not None]
     return tuple(dataclasses.replace(f, text=printable(f.text)) for f in found)
+
+
+def told(study: Study) -> Study:
+    """The study with the findings it has, in the language of the context.  study.json keeps English ones."""
+    if current() == ENGLISH:
+        return study
+    there = {f.id for f in study.findings}
+    return dataclasses.replace(study, findings=tuple(f for f in findings(study) if f.id in there))
 
 
 def _with_growth(variant: Variant) -> Variant:

@@ -6,8 +6,10 @@ import math
 from itertools import pairwise
 
 from quantscope import metrics
+from quantscope.language import say
+from quantscope.phrases import clauses, count, listed, paragraph, span, times
 from quantscope.results import Finding, Flag, LayerRow, Study, Variant
-from quantscope.wording import count, listed, mean, percent, span, times, with_sign
+from quantscope.wording import mean, percent, with_sign
 
 SIMILAR = 0.1  # growth within 10 % counts as the same
 LITTLE_GROWTH = 2.0  # below this multiple the residual stream hardly grows
@@ -35,45 +37,68 @@ def growth_of_rms(study: Study) -> Finding | None:
     if not all(math.isfinite(g) for g in growth.values()):
         return None  # the finding on NaN and infinity says it
     rows = variants[0].layers
-    where = f"from layer {rows[0].layer} to layer {rows[-1].layer}"
+    where = say("from layer {first} to layer {last}", first=rows[0].layer, last=rows[-1].layer)
     original = growth.get(study.original or "")
     others = {name: g for name, g in growth.items() if name != study.original}
     if original is None:
         text = _growth_alone(growth, where)
     elif not others:
-        text = f"Output RMS grows {times(original)} {where} in the original."
+        text = say("Output RMS grows {growth} {where} in the original.", growth=times(original), where=where)
     else:
         text = _growth_beside_original(original, others, where)
     return Finding("rms-growth", text, {"first_layer": rows[0].layer, "last_layer": rows[-1].layer, "growth": growth})
 
 
 def _growth_alone(growth: dict[str, float], where: str) -> str:
-    text = f"Output RMS grows {listed(f'{times(g)} ({name})' for name, g in growth.items())} {where}. "
-    if len(growth) > 1:
-        low, high = min(growth.values()), max(growth.values())
-        if high <= low * (1 + SIMILAR):
-            spread = percent(high / low - 1, 2)
-            text += f"They are within {spread} of each other, so it hardly depends on which of these quantizations is used. "
-        else:
-            text += f"The largest is {percent(high / low - 1)} above the smallest. "
-    return text + "Whether the original grows as much, which would make it architecture and not damage, cannot be told without it."
+    each = listed(say("{value} ({name})", value=times(g), name=name) for name, g in growth.items())
+    sentences = [say("Output RMS grows {growth} {where}.", growth=each, where=where)]
+    low, high = min(growth.values()), max(growth.values())
+    if len(growth) > 1 and high <= low * (1 + SIMILAR):
+        sentences.append(
+            say(
+                "They are within {spread} of each other, so it hardly depends on which of these quantizations is used.",
+                spread=percent(high / low - 1),
+            )
+        )
+    elif len(growth) > 1:
+        sentences.append(say("The largest is {spread} above the smallest.", spread=percent(high / low - 1)))
+    sentences.append(say("Whether the original grows as much, which would make it architecture and not damage, cannot be told without it."))
+    return paragraph(sentences)
 
 
 def _growth_beside_original(original: float, others: dict[str, float], where: str) -> str:
-    text = f"Output RMS grows {times(original)} {where} in the original and {span(list(others.values()))} in the other variants"
-    if original < LITTLE_GROWTH:
-        text += ", which is little"
+    grown = {"growth": times(original), "where": where, "others": span(list(others.values()))}
     change = {name: g / original - 1 for name, g in others.items()}
     far = {name: c for name, c in change.items() if abs(c) > SIMILAR}
     if not far:
-        worst = max(change.values(), key=abs)
-        verdict = (
-            "the growth belongs to the architecture, it is not quantization damage" if original >= LITTLE_GROWTH else "no sign of damage"
+        spread = percent(abs(max(change.values(), key=abs)))
+        if original < LITTLE_GROWTH:
+            return say(
+                "Output RMS grows {growth} {where} in the original and {others} in the other variants, which is little (at most {spread} "
+                "apart): no sign of damage.",
+                spread=spread,
+                **grown,
+            )
+        return say(
+            "Output RMS grows {growth} {where} in the original and {others} in the other variants (at most {spread} apart): the growth "
+            "belongs to the architecture, it is not quantization damage.",
+            spread=spread,
+            **grown,
         )
-        return f"{text} (at most {percent(abs(worst), 2)} apart): {verdict}."
-    deviations = listed(f"{name} by {with_sign(100 * c, 0)}%" for name, c in far.items())
-    rest = "the growth itself belongs to the architecture, this deviation does not" if original >= LITTLE_GROWTH else "that is damage"
-    return f"{text}; {deviations} away from the original: {rest}."
+    deviations = listed(say("{name} by {change}", name=name, change=f"{with_sign(100 * c, 0)}%") for name, c in far.items())
+    if original < LITTLE_GROWTH:
+        return say(
+            "Output RMS grows {growth} {where} in the original and {others} in the other variants, which is little; {deviations} away from "
+            "the original: that is damage.",
+            deviations=deviations,
+            **grown,
+        )
+    return say(
+        "Output RMS grows {growth} {where} in the original and {others} in the other variants; {deviations} away from the original: the "
+        "growth itself belongs to the architecture, this deviation does not.",
+        deviations=deviations,
+        **grown,
+    )
 
 
 # ---- Drift of the mean --------------------------------------------------------------------------------------------------
@@ -85,12 +110,19 @@ def drift_of_mean(study: Study) -> Finding | None:
     if not variants:
         return None
     rows = variants[0].layers
-    text = f"Mean of the layer output from layer {rows[0].layer} to layer {rows[-1].layer}: "
     alike = _drifting_like_the_original(study, variants)
-    text += "; ".join(_drift_of(v) for v in variants if v not in alike)
+    ends = {"first": rows[0].layer, "last": rows[-1].layer, "drifts": clauses(_drift_of(v) for v in variants if v not in alike)}
     if alike:
-        text += f"; {listed(v.name for v in alike)} likewise ({span([_drift_numbers(v)['drift'] for v in alike])})"
-    text += "." + _direction(study, variants) + _what_the_multiple_is(variants) + _offset_from_original(study, variants)
+        text = say(
+            "Mean of the layer output from layer {first} to layer {last}: {drifts}; {alike} likewise ({multiples}).",
+            alike=listed(v.name for v in alike),
+            multiples=span([_drift_numbers(v)["drift"] for v in alike]),
+            **ends,
+        )
+    else:
+        text = say("Mean of the layer output from layer {first} to layer {last}: {drifts}.", **ends)
+    more = [_direction(study, variants), *_what_the_multiple_is(variants), _offset_from_original(study, variants)]
+    text = paragraph([text, *more])
     return Finding("mean-drift", text, {v.name: _drift_numbers(v) for v in variants})
 
 
@@ -132,15 +164,17 @@ def _drift_numbers(v: Variant) -> dict[str, float]:
 def _drift_of(v: Variant) -> str:
     first, last = v.layers[0].mean, v.layers[-1].mean
     drift = metrics.mean_drift([first, last])
+    moved = {"name": v.name, "first": mean(first), "last": mean(last)}
     if math.isnan(drift):
-        how = "from exactly zero, so it has no multiple"
-    elif drift < 0:
-        how = f"{times(drift)}, it changes its sign"
-    elif drift < 1:
-        how = f"{times(drift)}, towards zero"
-    else:
-        how = f"{times(drift)}, {'positive' if last > 0 else 'negative'} direction"
-    return f"{v.name} {mean(first)} → {mean(last)} ({how})"
+        return say("{name} {first} → {last} (from exactly zero, so it has no multiple)", **moved)
+    moved["drift"] = times(drift)
+    if drift < 0:
+        return say("{name} {first} → {last} ({drift}, it changes its sign)", **moved)
+    if drift < 1:
+        return say("{name} {first} → {last} ({drift}, towards zero)", **moved)
+    if last > 0:
+        return say("{name} {first} → {last} ({drift}, positive direction)", **moved)
+    return say("{name} {first} → {last} ({drift}, negative direction)", **moved)
 
 
 def _direction(study: Study, variants: list[Variant]) -> str:
@@ -150,34 +184,43 @@ def _direction(study: Study, variants: list[Variant]) -> str:
         if len(set(ends.values())) < 2:
             return ""
         up, down = [n for n, x in ends.items() if x], [n for n, x in ends.items() if not x]
-        return f" The variants drift apart: {listed(up)} to the positive side, {listed(down)} to the negative."
+        return say("The variants drift apart: {up} to the positive side, {down} to the negative.", up=listed(up), down=listed(down))
     if study.original not in ends or len(ends) < 2:
         return ""
     other = [n for n, x in ends.items() if x != ends[study.original]]
     if not other:
-        return " All end on the original's side of zero."
-    return f" {listed(other)} {'ends' if len(other) == 1 else 'end'} on the other side of zero than the original."
+        return say("All end on the original's side of zero.")
+    return say(
+        "{names} {_end} on the other side of zero than the original.", names=listed(other), _end="ends" if len(other) == 1 else "end"
+    )
 
 
-def _what_the_multiple_is(variants: list[Variant]) -> str:
+def _what_the_multiple_is(variants: list[Variant]) -> list[str]:
     """The exact split drift = RMS growth × change of |mean|/RMS, and a warning where the first mean is near zero."""
     numbers = {v.name: _drift_numbers(v) for v in variants}
     name = max((n for n in numbers if math.isfinite(numbers[n]["drift"])), key=lambda n: abs(numbers[n]["drift"]), default=None)
     if name is None:
-        return ""
+        return []
     d = numbers[name]
-    ratio = d["last_mean_to_rms"] / d["first_mean_to_rms"]
-    text = (
-        f" Of the {times(abs(d['drift']))} in {name}, {times(d['rms_growth'])} is the growth of RMS and {times(ratio)} the change of "
-        f"|mean|/RMS, from {percent(d['first_mean_to_rms'])} to {percent(d['last_mean_to_rms'])}."
+    split = say(
+        "Of the {drift} in {name}, {growth} is the growth of RMS and {ratio} the change of |mean|/RMS, from {first} to {last}.",
+        drift=times(abs(d["drift"])),
+        name=name,
+        growth=times(d["rms_growth"]),
+        ratio=times(d["last_mean_to_rms"] / d["first_mean_to_rms"]),
+        first=percent(d["first_mean_to_rms"]),
+        last=percent(d["last_mean_to_rms"]),
     )
     near = [n for n, x in numbers.items() if x["first_mean_to_rms"] < NEAR_ZERO]
-    if near:
-        whose = "every variant" if len(near) == len(numbers) > 1 else listed(near)
-        text += (
-            f" The first mean is near zero in {whose} (under {percent(NEAR_ZERO, 1)} of RMS): multiples of so small a number say little."
-        )
-    return text
+    if not near:
+        return [split]
+    whose = say("every variant") if len(near) == len(numbers) > 1 else listed(near)
+    warning = say(
+        "The first mean is near zero in {whose} (under {limit} of RMS): multiples of so small a number say little.",
+        whose=whose,
+        limit=percent(NEAR_ZERO, 1),
+    )
+    return [split, warning]
 
 
 def _offset_from_original(study: Study, variants: list[Variant]) -> str:
@@ -189,7 +232,7 @@ def _offset_from_original(study: Study, variants: list[Variant]) -> str:
     last = reference.layers[-1]
     worst = max(others, key=lambda v: abs(v.layers[-1].mean - last.mean))
     moved = abs(worst.layers[-1].mean - last.mean) / last.output_rms
-    return f" Against the original the last mean is off by at most {percent(moved)} of its RMS ({worst.name})."
+    return say("Against the original the last mean is off by at most {moved} of its RMS ({name}).", moved=percent(moved), name=worst.name)
 
 
 # ---- Cells that stand out -----------------------------------------------------------------------------------------------
@@ -202,21 +245,40 @@ def standing_out(study: Study) -> Finding | None:
         return None
     flagged = [(v, row, flag) for v in variants for row in v.layers for flag in row.flags]
     flagged.sort(key=lambda item: -item[2].times)
-    rule = f"over {metrics.FLAG_TIMES:g} times the median of the other variants"
+    rule = f"{metrics.FLAG_TIMES:g}"
     if not flagged:
-        return Finding("standing-out", f"No SwiGLU mean stands out: none has a |mean|/RMS {rule}.", {"cells": []})
-    text = f"{count(len(flagged), 'SwiGLU mean')} {'stands' if len(flagged) == 1 else 'stand'} out with a |mean|/RMS {rule}: "
-    text += "; ".join(_cell(*item) for item in flagged[:NAMED_FLAGS])
-    text += f"; and {len(flagged) - NAMED_FLAGS} more." if len(flagged) > NAMED_FLAGS else "."
+        text = say(
+            "No SwiGLU mean stands out: none has a |mean|/RMS over {rule} times the median of the other variants.",
+            rule=rule,
+        )
+        return Finding("standing-out", text, {"cells": []})
+    named = [_cell(*item) for item in flagged[:NAMED_FLAGS]]
+    more = len(flagged) - NAMED_FLAGS
+    sentences = [
+        say(
+            "{means} {_stand} out with a |mean|/RMS over {rule} times the median of the other variants: {cells}.",
+            means=count(len(flagged), "SwiGLU mean"),
+            _stand="stands" if len(flagged) == 1 else "stand",
+            rule=rule,
+            cells=clauses([*named, say("and {n} more", n=more)] if more > 0 else named),
+        )
+    ]
     if study.original is None and flagged[0][2].n_others == 1:
-        text += " With one other variant the rule cannot say which of the two is off."
+        sentences.append(say("With one other variant the rule cannot say which of the two is off."))
     cells = [{"variant": v.name, "layer": row.layer, "mean_to_rms": f.mean_to_rms, "times": f.times} for v, row, f in flagged]
-    return Finding("standing-out", text, {"cells": cells})
+    return Finding("standing-out", paragraph(sentences), {"cells": cells})
 
 
 def _cell(v: Variant, row: LayerRow, flag: Flag) -> str:
-    multiple = f"{times(flag.times)} the others' {percent(flag.median_of_others)}"
-    return f"{v.name} layer {row.layer}, mean {mean(row.swiglu_mean)}, {percent(flag.mean_to_rms)} of its RMS, {multiple}"
+    return say(
+        "{name} layer {layer}, mean {mean}, {share} of its RMS, {times} the others' {others}",
+        name=v.name,
+        layer=row.layer,
+        mean=mean(row.swiglu_mean),
+        share=percent(flag.mean_to_rms),
+        times=times(flag.times),
+        others=percent(flag.median_of_others),
+    )
 
 
 # ---- Growth of the error ------------------------------------------------------------------------------------------------
@@ -229,13 +291,12 @@ def error_growth(study: Study) -> Finding | None:
         return None
     knees = {name: metrics.knee([x for x, _ in c], [y for _, y in c]) for name, c in curves.items()}
     ordered = sorted(curves, key=lambda n: curves[n][-1][1])
-    text = "Error of the layer output against the original (NMSE in dB, first → last layer): "
-    text += listed(f"{n} {with_sign(curves[n][0][1], 1)} → {with_sign(curves[n][-1][1], 1)}" for n in ordered) + ". "
-    bent = [n for n in ordered if knees[n] is not None]
-    text += " ".join(_knee_sentence(n, knees[n]) for n in bent)
+    ends = (f"{n} {with_sign(curves[n][0][1], 1)} → {with_sign(curves[n][-1][1], 1)}" for n in ordered)
+    sentences = [say("Error of the layer output against the original (NMSE in dB, first → last layer): {errors}.", errors=listed(ends))]
+    sentences += [_knee_sentence(n, k) for n in ordered if (k := knees[n]) is not None]
     straight = [n for n in ordered if knees[n] is None]
-    if straight:
-        text += (" " if bent else "") + _no_knee(straight, curves)
+    sentences += [_no_knee(straight, curves)] if straight else []
+    text = paragraph(sentences)
     evidence = {n: {"curve": curves[n], "knee": _knee_numbers(knees[n]), "steepest": _steepest(curves[n])} for n in ordered}
     return Finding("error-growth", text, evidence)
 
@@ -245,9 +306,14 @@ def _error_curve(v: Variant) -> list[tuple[int, float]]:
     return [(row.layer, -row.sqnr_db) for row in v.layers if row.sqnr_db is not None and math.isfinite(row.sqnr_db)]
 
 
-def _knee_sentence(name: str, k: metrics.Knee | None) -> str:
-    assert k is not None
-    return f"{name}: from layer {k.layer:g} on it grows by {with_sign(k.after, 2)} dB a layer, before by {with_sign(k.before, 2)}."
+def _knee_sentence(name: str, k: metrics.Knee) -> str:
+    return say(
+        "{name}: from layer {layer} on it grows by {after} dB a layer, before by {before}.",
+        name=name,
+        layer=f"{k.layer:g}",
+        after=with_sign(k.after, 2),
+        before=with_sign(k.before, 2),
+    )
 
 
 def _knee_numbers(k: metrics.Knee | None) -> dict[str, float] | None:
@@ -264,12 +330,25 @@ def _no_knee(straight: list[str], curves: dict[str, list[tuple[int, float]]]) ->
     fewest = min(len(curves[n]) for n in straight)
     steps = {n: _steepest(curves[n]) for n in straight}
     largest = max(straight, key=lambda n: steps[n]["db"])
-    step = f"the steepest single step is {with_sign(steps[largest]['db'], 1)} dB at layer {steps[largest]['layer']:g} ({largest})"
+    step = {"db": with_sign(steps[largest]["db"], 1), "layer": f"{steps[largest]['layer']:g}", "name": largest}
     if fewest < metrics.MIN_KNEE_POINTS:
-        return f"{count(fewest, 'layer')} are too few to say from which it grows faster than before; {step}."
+        return say(
+            "{layers} are too few to say from which it grows faster than before; the steepest single step is {db} dB at layer {layer} "
+            "({name}).",
+            layers=count(fewest, "layer"),
+            **step,
+        )
     if len(straight) == len(curves) > 1:
-        return f"In no variant is there a layer from which it grows clearly faster than before; {step}."
-    return f"{listed(straight)}: no layer from which it grows clearly faster than before; {step}."
+        return say(
+            "In no variant is there a layer from which it grows clearly faster than before; the steepest single step is {db} dB at layer "
+            "{layer} ({name}).",
+            **step,
+        )
+    return say(
+        "{names}: no layer from which it grows clearly faster than before; the steepest single step is {db} dB at layer {layer} ({name}).",
+        names=listed(straight),
+        **step,
+    )
 
 
 # ---- Broken numbers -----------------------------------------------------------------------------------------------------
@@ -287,5 +366,9 @@ def non_finite(study: Study) -> Finding | None:
             first[v.name] = "logits"
     if not first:
         return None
-    where = listed(f"{name} (first in {'the logits' if at == 'logits' else f'layer {at}'})" for name, at in first.items())
-    return Finding("non-finite", f"NaN or infinity in {where}: the numbers after that point mean nothing.", {"first": first})
+    where = listed(
+        say("{name} (first in the logits)", name=name) if at == "logits" else say("{name} (first in layer {layer})", name=name, layer=at)
+        for name, at in first.items()
+    )
+    text = say("NaN or infinity in {where}: the numbers after that point mean nothing.", where=where)
+    return Finding("non-finite", text, {"first": first})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from quantscope.language import say
+from quantscope.phrases import between, clauses, count, joined, listed, paragraph
 from quantscope.results import Finding, LogitStats, Paired, Study, Variant
-from quantscope.wording import count, fixed, listed, percent, sci, sig
+from quantscope.wording import fixed, percent, sci, sig
 
 FEW_POSITIONS = 100
 FLOOR_TIMES = 10.0  # a KL divergence within this multiple of the numerical floor may be rounding
@@ -19,10 +21,18 @@ def kl_order(study: Study) -> Finding | None:
         return None
     measured.sort(key=lambda pair: _kl(pair[1]))
     n = measured[0][1].n_positions
-    text = f"KL divergence from {study.original}: {_chain(measured)} nats, the mean of {count(n, 'position')}."
-    text += _size_order([v for v, _ in measured]) + _agreement(measured)
-    if n < FEW_POSITIONS:
-        text += f" {count(n, 'position')} {'is' if n == 1 else 'are'} few: give a text with --text for figures to rely on."
+    order = say(
+        "KL divergence from {original}: {order} nats, the mean of {positions}.",
+        original=study.original,
+        order=_chain(measured),
+        positions=count(n, "position"),
+    )
+    few = say(
+        "{positions} {_are} few: give a text with --text for figures to rely on.",
+        positions=count(n, "position"),
+        _are="is" if n == 1 else "are",
+    )
+    text = paragraph([order, _size_order([v for v, _ in measured]), _agreement(measured), few if n < FEW_POSITIONS else ""])
     evidence = {v.name: {"kl_nats": s.kl_nats, "kl_nats_se": s.kl_nats_se, "top1_agree": s.top1_agree} for v, s in measured}
     return Finding("kl-order", text, {"n_positions": n, **evidence})
 
@@ -37,9 +47,9 @@ def _size_order(ordered: list[Variant]) -> str:
         return ""
     sizes = [v.file_bytes or 0 for v in ordered]
     if sizes == sorted(sizes, reverse=True):
-        return " That is also the order of the sizes, largest first."
+        return say("That is also the order of the sizes, largest first.")
     pairs = [(a, b) for i, a in enumerate(ordered) for b in ordered[i + 1 :] if (a.file_bytes or 0) < (b.file_bytes or 0)]
-    return f" {listed(f'{a.name} is smaller and yet closer than {b.name}' for a, b in pairs)}."
+    return say("{pairs}.", pairs=listed(say("{name} is smaller and yet closer than {other}", name=a.name, other=b.name) for a, b in pairs))
 
 
 def _chain(measured: list[tuple[Variant, LogitStats]]) -> str:
@@ -56,18 +66,29 @@ def pairs(study: Study) -> Finding | None:
     compared = study.neighbours()
     if not compared or not study.text:
         return None
-    settled = [f"{p.b} is better than {p.a} by {sig(p.mean_nats)} ({_interval(p)})" for p in compared if p.better]
-    open_ones = [f"{p.b} and {p.a} ({_interval(p)})" for p in compared if not p.better]
-    first = compared[0]
-    what = f"95 % intervals of the mean difference of KL [nats], over {count(first.n_units, first.unit)}"
-    text = f"On the same positions ({what}): " + "; ".join(settled)
+    parts = [
+        say("{better} is better than {other} by {nats} ({interval})", better=p.b, other=p.a, nats=sig(p.mean_nats), interval=_interval(p))
+        for p in compared
+        if p.better
+    ]
+    open_ones = [say("{name} and {other} ({interval})", name=p.b, other=p.a, interval=_interval(p)) for p in compared if not p.better]
     if open_ones:
-        text += f"{'; n' if settled else 'n'}ot told apart: {', '.join(open_ones)}, whose order may be chance: more --chunks would tell"
-    return Finding("paired", text + ".", {f"{p.b} < {p.a}": dataclasses.asdict(p) for p in compared})
+        parts.append(say("not told apart: {pairs}, whose order may be chance: more --chunks would tell", pairs=joined(open_ones)))
+    text = say(
+        "On the same positions (95 % intervals of the mean difference of KL [nats], over {units}): {pairs}.",
+        units=units(compared[0]),
+        pairs=clauses(parts),
+    )
+    return Finding("paired", text, {f"{p.b} < {p.a}": dataclasses.asdict(p) for p in compared})
+
+
+def units(p: Paired) -> str:
+    """What was taken as independent: ``8 chunks``, ``64 positions``."""
+    return count(p.n_units, "chunk") if p.unit == "chunk" else count(p.n_units, "position")
 
 
 def _interval(p: Paired) -> str:
-    return f"{sig(p.low_nats)} to {sig(p.high_nats)}"
+    return between(sig(p.low_nats), sig(p.high_nats))
 
 
 def floor(study: Study) -> Finding | None:
@@ -76,14 +97,26 @@ def floor(study: Study) -> Finding | None:
     if study.floor is None or not known:
         return None
     within = [name for name, kl in known.items() if not kl > FLOOR_TIMES * study.floor.kl_nats]
-    text = f"Float32 rounding alone makes a KL divergence of {sci(study.floor.kl_nats, 2)} nats"
+    nats = sci(study.floor.kl_nats, 2)
     if within:
-        text += (
-            f"; {listed(within)} {'is' if len(within) == 1 else 'are'} within {FLOOR_TIMES:.0f} times that: no difference is shown there."
+        text = say(
+            "Float32 rounding alone makes a KL divergence of {nats} nats; {names} {_are} within {times} times that: no difference is shown "
+            "there.",
+            nats=nats,
+            names=listed(within),
+            _are="is" if len(within) == 1 else "are",
+            times=f"{FLOOR_TIMES:.0f}",
         )
     else:
         name, smallest = min(known.items(), key=lambda item: item[1])
-        text += f": the smallest one measured, {name} {sig(smallest)}, is {quantity_of(smallest / study.floor.kl_nats)} times as large."
+        text = say(
+            "Float32 rounding alone makes a KL divergence of {nats} nats: the smallest one measured, {name} {smallest}, is {times} times "
+            "as large.",
+            nats=nats,
+            name=name,
+            smallest=sig(smallest),
+            times=quantity_of(smallest / study.floor.kl_nats),
+        )
     return Finding("numerical-floor", text, dataclasses.asdict(study.floor))
 
 
@@ -93,15 +126,25 @@ def base(study: Study) -> Finding | None:
         return None
     half = study.base.step_nats / 2
     known = {v.name: v.logits.kl_nats for v in study.quantized if v.logits and v.logits.kl_nats is not None}
-    text = (
-        f"The original is the file {study.original}, log-probabilities of 16 bits: each is off by {sci(half, 2)} nats at most, and so is "
-        f"the KL divergence of a position. Tokens more than 16 nats below the most probable one are in no divergence; they have "
-        f"{percent(study.base.missing)} of the probability."
-    )
     within = [name for name, kl in known.items() if not abs(kl) > half]
-    if within:
-        text += f" The mean divergence of {listed(within)} is within that rounding: no difference is shown there."
-    text += " What the program that wrote the file computes otherwise than the reference here is in every divergence, too."
+    text = paragraph(
+        [
+            say(
+                "The original is the file {original}, log-probabilities of 16 bits: each is off by {half} nats at most, and so is the KL "
+                "divergence of a position.",
+                original=study.original,
+                half=sci(half, 2),
+            ),
+            say(
+                "Tokens more than 16 nats below the most probable one are in no divergence; they have {missing} of the probability.",
+                missing=percent(study.base.missing),
+            ),
+            say("The mean divergence of {names} is within that rounding: no difference is shown there.", names=listed(within))
+            if within
+            else "",
+            say("What the program that wrote the file computes otherwise than the reference here is in every divergence, too."),
+        ]
+    )
     return Finding("base", text, dataclasses.asdict(study.base))
 
 
@@ -115,8 +158,8 @@ def _agreement(measured: list[tuple[Variant, LogitStats]]) -> str:
     if not known:
         return ""
     if all(agree == 1 for _, agree in known):
-        return " The top token is the original's at every position in every variant."
-    return f" Same top token at {listed(f'{name} {fixed(100 * agree, 2)}%' for name, agree in known)} of the positions."
+        return say("The top token is the original's at every position in every variant.")
+    return say("Same top token at {shares} of the positions.", shares=listed(f"{name} {fixed(100 * agree, 2)}%" for name, agree in known))
 
 
 def perplexity(study: Study) -> Finding | None:
@@ -127,10 +170,16 @@ def perplexity(study: Study) -> Finding | None:
         return None
     ordered = sorted(known.items(), key=lambda item: item[1].ppl or 0)
     parts = [f"{name} {fixed(s.ppl, 3)} ({_change(s, base)})" for name, s in ordered]
-    text = f"Perplexity is {fixed(base, 3)} in {study.original}; {listed(parts)}."
+    sentences = [say("Perplexity is {base} in {original}; {others}.", base=fixed(base, 3), original=study.original, others=listed(parts))]
     better = [name for name, s in ordered if _clearly_better(s)]
     if better:
-        text += f" {listed(better)} below the original: on this text the error happens to help, which does not make the variant better."
+        sentences.append(
+            say(
+                "{names} below the original: on this text the error happens to help, which does not make the variant better.",
+                names=listed(better),
+            )
+        )
+    text = paragraph(sentences)
     return Finding("perplexity", text, {"original": base, **{name: s.ppl for name, s in ordered}})
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+from quantscope.language import say
+from quantscope.phrases import count, listed, paragraph
 from quantscope.results import Finding, OpRow, Study, Variant
-from quantscope.wording import count, fixed, listed, sig
+from quantscope.wording import fixed, sig
 
 STREAM = "l_out"  # the residual stream, where massive activations live
 
@@ -15,8 +17,10 @@ def weakest(study: Study) -> Finding | None:
     worst = {v.name: row for v in study.quantized if study.text and (row := _worst(v)) is not None}
     if not worst:
         return None
-    parts = [f"{name} {row.tap}{_of_layer(row)} ({fixed(row.sqnr_db, 1)} dB)" for name, row in worst.items()]
-    text = f"The operation whose result differs most from the original's over the whole text: {listed(parts)}."
+    text = say(
+        "The operation whose result differs most from the original's over the whole text: {operations}.",
+        operations=listed(_named(name, row) for name, row in worst.items()),
+    )
     evidence = {name: {"tap": r.tap, "layer": r.layer, "nmse": r.nmse, "sqnr_db": r.sqnr_db} for name, r in worst.items()}
     return Finding("weakest-operation", text, evidence)
 
@@ -26,13 +30,17 @@ def _worst(variant: Variant) -> OpRow | None:
     return min(measured, key=lambda r: r.sqnr_db or 0.0, default=None)
 
 
-def _of_layer(row: OpRow) -> str:
-    return "" if row.layer is None else f" of layer {row.layer}"
+def _named(name: str, row: OpRow) -> str:
+    if row.layer is None:
+        return say("{name} {tap} ({db} dB)", name=name, tap=row.tap, db=fixed(row.sqnr_db, 1))
+    return say("{name} {tap} of layer {layer} ({db} dB)", name=name, tap=row.tap, layer=row.layer, db=fixed(row.sqnr_db, 1))
 
 
 def _layers(rows: list[OpRow]) -> str:
     first, last = rows[0].layer, rows[-1].layer
-    return f"layer {first}" if first == last else f"{count(len(rows), 'layer')}, {first} to {last}"
+    if first == last:
+        return say("layer {layer}", layer=first)
+    return say("{layers}, {first} to {last}", layers=count(len(rows), "layer"), first=first, last=last)
 
 
 def massive(study: Study) -> Finding | None:
@@ -45,13 +53,17 @@ def massive(study: Study) -> Finding | None:
         return None
     largest = max(own, key=lambda r: r.massive_max or 0.0)
     n = sum(r.n_massive for r in own)
-    text = (
-        f"The original has massive activations in {_layers(own)}, the largest "
-        f"{sig(largest.massive_max, 4)} at token {largest.massive_position} of a chunk, channel {largest.massive_channel}: they belong "
-        f"to the model."
+    text = say(
+        "The original has massive activations in {layers}, the largest {largest} at token {token} of a chunk, channel {channel}: they "
+        "belong to the model.",
+        layers=_layers(own),
+        largest=sig(largest.massive_max, 4),
+        token=largest.massive_position,
+        channel=largest.massive_channel,
     )
     others = {v.name: sum(r.n_massive for r in v.ops if r.tap == STREAM) for v in study.quantized if v.ops}
     changed = [f"{name} {m:,}" for name, m in others.items() if m != n]
     if changed:
-        text += f" It has {n:,} of them in the residual stream; another number in {listed(changed)}."
+        more = say("It has {n} of them in the residual stream; another number in {others}.", n=f"{n:,}", others=listed(changed))
+        text = paragraph([text, more])
     return Finding("massive-activations", text, {"n": n, "largest": largest.massive_max, "variants": others})

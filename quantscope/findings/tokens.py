@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from quantscope.language import say
+from quantscope.phrases import clauses, count, joined, listed, paragraph, size
 from quantscope.results import Finding, Generated, Study, Variant
-from quantscope.wording import count, listed, percent, quoted, sig, size
+from quantscope.wording import percent, quoted, sig
 
 REFERENCE = "reference"
 
@@ -32,12 +34,12 @@ def keepers(study: Study) -> tuple[list[Variant], list[Variant]]:
 def smallest(variants: list[Variant]) -> Variant | None:
     """The variant with the fewest bytes; None when no size is known."""
     sized = [v for v in variants if v.file_bytes is not None]
-    return min(sized, key=lambda v: v.file_bytes or 0, default=None)
+    return min(sized, key=lambda v: v.footprint, default=None)
 
 
 def by_size(variants: list[Variant]) -> list[Variant]:
     """Largest first; variants of unknown size last."""
-    return sorted(variants, key=lambda v: -(v.file_bytes or 0))
+    return sorted(variants, key=lambda v: v.footprint, reverse=True)
 
 
 def names(variants: list[Variant]) -> str:
@@ -45,12 +47,17 @@ def names(variants: list[Variant]) -> str:
 
 
 def weight(variant: Variant) -> str:
-    """``4.6 MB, 5.70 bits per weight, KL 0.012 nats``; what is unknown is left out."""
+    """``4.6 MB, 5.70 bits per weight, KL divergence 0.012 nats``; what is unknown is left out."""
     kl = variant.logits.kl_nats if variant.logits else None
     parts = [size(variant.file_bytes)] if variant.file_bytes is not None else []
-    parts += [f"{sig(variant.bpw)} bits per weight"] if variant.bpw is not None else []
-    parts += [f"KL divergence {sig(kl)} nats"] if kl is not None else []
-    return ", ".join(parts)
+    parts += [say("{n} bits per weight", n=sig(variant.bpw))] if variant.bpw is not None else []
+    parts += [say("KL divergence {kl} nats", kl=sig(kl))] if kl is not None else []
+    return joined(parts)
+
+
+def keep(variants: list[Variant]) -> str:
+    """The English verb for so many."""
+    return "keeps" if len(variants) == 1 else "keep"
 
 
 # ---- The answer ---------------------------------------------------------------------------------------------------------
@@ -67,28 +74,62 @@ def answer(study: Study) -> Finding | None:
     if not kls:
         return None
     best, worst = min(kls, key=kls.__getitem__), max(kls, key=kls.__getitem__)
-    text = f"Of {count(len(kls), 'variant')}, {best} is closest to {study.original} (KL divergence {sig(kls[best])} nats)"
-    return Finding("answer", f"{text} and {worst} farthest ({sig(kls[worst])} nats).", {"kl_nats": kls})
+    text = say(
+        "Of {variants}, {best} is closest to {original} (KL divergence {best_kl} nats) and {worst} farthest ({worst_kl} nats).",
+        variants=count(len(kls), "variant"),
+        original=study.original,
+        best=best,
+        best_kl=sig(kls[best]),
+        worst=worst,
+        worst_kl=sig(kls[worst]),
+    )
+    return Finding("answer", text, {"kl_nats": kls})
 
 
 def _answer_with_original(study: Study, kept: list[Variant], lost: list[Variant]) -> Finding:
     token = first_token(study.reference)
     assert token is not None
-    best = smallest(kept)
-    changed = listed(f"{v.name} ({quoted(v.generated[0].text)})" for v in lost)
     if not lost:
-        text = f"{'Both variants' if len(kept) == 2 else names(kept) if len(kept) == 1 else f'All {len(kept)} variants'} "
-        text += f"{'keeps' if len(kept) == 1 else 'keep'} the original's next token {quoted(token.text)}"
-        if best is not None and len(kept) > 1:
-            text += f", down to the smallest, {best.name} ({weight(best)})"
+        text = _all_keep(kept, quoted(token.text))
     elif kept:
-        text = f"{names(kept)} {'keeps' if len(kept) == 1 else 'keep'} the original's next token {quoted(token.text)}, "
-        text += f"{changed} {'changes' if len(lost) == 1 else 'change'} it"
-        if best is not None:
-            text += f"; the smallest that keeps it is {best.name} ({weight(best)})"
+        text = _some_keep(kept, lost, quoted(token.text))
     else:
-        text = f"No variant keeps the original's next token {quoted(token.text)}: {changed}"
-    return Finding("answer", text + ".", {"original_id": token.id, "kept": [v.name for v in kept], "changed": [v.name for v in lost]})
+        text = say("No variant keeps the original's next token {token}: {changed}.", token=quoted(token.text), changed=_changed(lost))
+    return Finding("answer", text, {"original_id": token.id, "kept": [v.name for v in kept], "changed": [v.name for v in lost]})
+
+
+def _changed(lost: list[Variant]) -> str:
+    return listed(say("{name} ({value})", name=v.name, value=quoted(v.generated[0].text)) for v in lost)
+
+
+def _all_keep(kept: list[Variant], token: str) -> str:
+    if len(kept) == 1:
+        return say("{name} keeps the original's next token {token}.", name=kept[0].name, token=token)
+    who = say("Both variants") if len(kept) == 2 else say("All {n} variants", n=len(kept))
+    best = smallest(kept)
+    if best is None:
+        return say("{variants} keep the original's next token {token}.", variants=who, token=token)
+    return say(
+        "{variants} keep the original's next token {token}, down to the smallest, {best} ({weight}).",
+        variants=who,
+        token=token,
+        best=best.name,
+        weight=weight(best),
+    )
+
+
+def _some_keep(kept: list[Variant], lost: list[Variant], token: str) -> str:
+    who = {"kept": names(kept), "changed": _changed(lost), "_keep": keep(kept), "_change": "changes" if len(lost) == 1 else "change"}
+    best = smallest(kept)
+    if best is None:
+        return say("{kept} {_keep} the original's next token {token}, {changed} {_change} it.", token=token, **who)
+    return say(
+        "{kept} {_keep} the original's next token {token}, {changed} {_change} it; the smallest that keeps it is {best} ({weight}).",
+        token=token,
+        best=best.name,
+        weight=weight(best),
+        **who,
+    )
 
 
 def _answer_without_original(study: Study) -> Finding | None:
@@ -96,17 +137,22 @@ def _answer_without_original(study: Study) -> Finding | None:
     if len(tokens) < 2:
         return None
     what = listed(f"{name} {quoted(t.text)}" for name, t in tokens.items())
-    same = len({t.id for t in tokens.values()}) == 1
-    foreign = engine_of(study) != REFERENCE
-    unknown = (
-        "whether the quantization, the engine, the file or the prompt decides it"
-        if foreign
-        else "what the unquantized weights would generate"
-    )
-    text = (
-        f"The variants generate {'the same token' if same else 'different tokens'} ({what}), and without the original nothing here tells "
-    )
-    text += f"{unknown}."
+    if engine_of(study) != REFERENCE:
+        unknown = say("whether the quantization, the engine, the file or the prompt decides it")
+    else:
+        unknown = say("what the unquantized weights would generate")
+    if len({t.id for t in tokens.values()}) == 1:
+        text = say(
+            "The variants generate the same token ({what}), and without the original nothing here tells {unknown}.",
+            what=what,
+            unknown=unknown,
+        )
+    else:
+        text = say(
+            "The variants generate different tokens ({what}), and without the original nothing here tells {unknown}.",
+            what=what,
+            unknown=unknown,
+        )
     return Finding("answer", text, {"ids": {name: t.id for name, t in tokens.items()}})
 
 
@@ -125,21 +171,36 @@ def generated(study: Study) -> Finding | None:
         for v in study.variants
         if v.generated
     }
-    return Finding("generated", " ".join(sentences), evidence)
+    return Finding("generated", paragraph(sentences), evidence)
 
 
 def _changed_tokens(study: Study) -> str:
     token = first_token(study.reference)
     if token is None:
         return ""
-    sure = f" with probability {percent(token.prob)}" if token.prob is not None else ""
-    text = f"The original puts {quoted(token.text)} (id {token.id}) first{sure}."
-    for v in keepers(study)[1]:
-        g = v.generated[0]
-        place = f", which the original ranks {g.rank_in_original}" if g.rank_in_original is not None else ""
-        chance = f" (probability {percent(g.prob)} in {v.name})" if g.prob is not None else ""
-        text += f" {v.name} puts {quoted(g.text)} first{place}{chance}."
-    return text
+    what = {"token": quoted(token.text), "id": token.id}
+    if token.prob is None:
+        first = say("The original puts {token} (id {id}) first.", **what)
+    else:
+        first = say("The original puts {token} (id {id}) first with probability {chance}.", chance=percent(token.prob), **what)
+    return paragraph([first, *(_changed_token(v.name, v.generated[0]) for v in keepers(study)[1])])
+
+
+def _changed_token(name: str, g: Generated) -> str:
+    token, rank, chance = quoted(g.text), g.rank_in_original, percent(g.prob)
+    if g.prob is None and rank is None:
+        return say("{name} puts {token} first.", name=name, token=token)
+    if rank is None:
+        return say("{name} puts {token} first (probability {chance} in {name}).", name=name, token=token, chance=chance)
+    if g.prob is None:
+        return say("{name} puts {token} first, which the original ranks {rank}.", name=name, token=token, rank=rank)
+    return say(
+        "{name} puts {token} first, which the original ranks {rank} (probability {chance} in {name}).",
+        name=name,
+        token=token,
+        rank=rank,
+        chance=chance,
+    )
 
 
 def _continuations(study: Study) -> str:
@@ -150,9 +211,11 @@ def _continuations(study: Study) -> str:
     wanted = [g.id for g in reference.generated]
     equal = {v.name: _leading([g.id for g in v.generated], wanted) for v in study.quantized if v.generated}
     whole = [name for name, n in equal.items() if n == len(wanted)]
-    parts = [f"{listed(whole)} for all of them"] if whole else []
-    parts += [f"{name} for {n}" for name, n in equal.items() if n < len(wanted)]
-    return f"Of the original's {len(wanted)} greedy tokens the continuation stays the same in {listed(parts)}." if parts else ""
+    parts = [say("{names} for all of them", names=listed(whole))] if whole else []
+    parts += [say("{name} for {n}", name=name, n=n) for name, n in equal.items() if n < len(wanted)]
+    if not parts:
+        return ""
+    return say("Of the original's {n} greedy tokens the continuation stays the same in {parts}.", n=len(wanted), parts=listed(parts))
 
 
 def _leading(ids: list[int], wanted: list[int]) -> int:
@@ -164,10 +227,11 @@ def _not_greedy(study: Study) -> str:
     odd = [v for v in study.variants if v.generated and (v.generated[0].rank or 1) > 1]
     if not odd:
         return ""
-    what = listed(f"that of {v.name} has rank {v.generated[0].rank}" for v in odd)
-    return (
-        f"Not every token is the largest of its own logits ({what}): it was sampled or taken by other rules than greedy decoding, so "
-        f"different tokens may in part be an effect of sampling."
+    what = listed(say("that of {name} has rank {rank}", name=v.name, rank=v.generated[0].rank) for v in odd)
+    return say(
+        "Not every token is the largest of its own logits ({what}): it was sampled or taken by other rules than greedy decoding, so "
+        "different tokens may in part be an effect of sampling.",
+        what=what,
     )
 
 
@@ -177,13 +241,17 @@ def smallest_that_keeps(study: Study) -> Finding | None:
     best = smallest(kept)
     if best is None:
         return None
-    text = f"The smallest variant that keeps the top token is {best.name} ({weight(best)})."
+    text = say("The smallest variant that keeps the top token is {name} ({weight}).", name=best.name, weight=weight(best))
     larger = [v for v in lost if (v.file_bytes or 0) > (best.file_bytes or 0)]
     if larger:
-        verb = "loses" if len(larger) == 1 else "lose"
-        text += f" {names(larger)} {verb} it although larger, so keeping this one token is partly luck: go by the KL divergence."
+        more = say(
+            "{names} {_lose} it although larger, so keeping this one token is partly luck: go by the KL divergence.",
+            names=names(larger),
+            _lose="loses" if len(larger) == 1 else "lose",
+        )
     else:
-        text += " This is one token of one prompt; the KL divergence is the steadier measure."
+        more = say("This is one token of one prompt; the KL divergence is the steadier measure.")
+    text = paragraph([text, more])
     return Finding("smallest-top-token", text, {"name": best.name, "file_bytes": best.file_bytes, "bpw": best.bpw})
 
 
@@ -198,29 +266,31 @@ def agreement(study: Study) -> Finding | None:
         return None
     token = largest[0].generated[0]
     ids = {name: [v.name for v in vs] for name, vs in ((str(i), vs) for i, vs in groups.items())}
-    text = f"{names(largest)} agree on {quoted(token.text)} (id {token.id}). "
+    text = say("{names} agree on {token} (id {id}).", names=names(largest), token=quoted(token.text), id=token.id)
     reference = first_token(study.reference)
     if reference is not None and reference.id != token.id:
-        text += "The original does not, so here agreement means that they share an error, not that they are right."
+        means = say("The original does not, so here agreement means that they share an error, not that they are right.")
     else:
-        text += (
+        means = say(
             "Agreement across quantizations shows that their formats are decoded consistently; it does not show that an engine is right."
         )
+    text = paragraph([text, means])
     return Finding("agreement", text, {"groups": ids})
 
 
 def same_weights(study: Study) -> Finding | None:
     """Presets that come to the same types because blocks do not fill the rows of this model."""
-    groups: dict[tuple[tuple[str, str], ...], list[Variant]] = {}
+    groups: dict[tuple[object, ...], list[Variant]] = {}
     for v in study.quantized:
         if v.types and v.path is None:
-            groups.setdefault(tuple(sorted(v.types.items())), []).append(v)
+            groups.setdefault((v.kv, *sorted(v.types.items())), []).append(v)
     alike = [group for group in groups.values() if len(group) > 1]
     if not alike:
         return None
-    text = (
-        f"{'; '.join(names(group) for group in alike)} give every tensor the same type here and so are one and the same: where blocks do "
-        f"not fill the rows of a model, a preset falls back to other types."
+    text = say(
+        "{groups} give every tensor the same type here and so are one and the same: where blocks do not fill the rows of a model, a preset "
+        "falls back to other types.",
+        groups=clauses(names(group) for group in alike),
     )
     return Finding("same-weights", text, {"groups": [[v.name for v in group] for group in alike]})
 
@@ -231,22 +301,31 @@ def limits(study: Study) -> Finding | None:
     sentences = []
     if study.original is None:
         sentences.append(
-            "No variant is the original (F16 or F32 weights): how much of any difference is quantization damage cannot be concluded."
+            say("No variant is the original (F16 or F32 weights): how much of any difference is quantization damage cannot be concluded.")
         )
     if engine != REFERENCE:
-        sentences.append(
-            f"All numbers come from {engine}; no independent reference ran the same files on the same token ids, so a bug of that "
-            f"engine is neither shown nor ruled out."
+        about = say(
+            "All numbers come from {engine}; no independent reference ran the same files on the same token ids, so a bug of that engine is "
+            "neither shown nor ruled out.",
+            engine=engine,
         )
     elif study.base is not None:
-        sentences.append(
-            f"All variants were run by the same reference with exact arithmetic, but the original's distributions come from "
-            f"{study.original}: the arithmetic of whatever program wrote that file is in every difference, beside the weights'."
+        about = say(
+            "All variants were run by the same reference with exact arithmetic, but the original's distributions come from {original}: the "
+            "arithmetic of whatever program wrote that file is in every difference, beside the weights'.",
+            original=study.original,
         )
-    else:
-        sentences.append(
-            "All variants were run by the same reference with exact arithmetic, so what differs comes from the weights alone. An engine "
-            "that gives something else for one of these files and the same token ids differs for another reason: its own "
+    elif any(v.kv for v in study.variants):
+        about = say(
+            "All variants were run by the same reference with exact arithmetic, so what differs comes from the weights, and in the "
+            "variants with kv= in their names from keys and values as a cache of that type gives them back. An engine that gives "
+            "something else for one of these files, the same cache and the same token ids differs for another reason: its own "
             "arithmetic, its code, or other ids."
         )
-    return Finding("limits", " ".join(sentences), {"original": study.original, "engine": engine})
+    else:
+        about = say(
+            "All variants were run by the same reference with exact arithmetic, so what differs comes from the weights alone. An engine "
+            "that gives something else for one of these files and the same token ids differs for another reason: its own arithmetic, its "
+            "code, or other ids."
+        )
+    return Finding("limits", paragraph([*sentences, about]), {"original": study.original, "engine": engine})

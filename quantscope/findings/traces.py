@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from quantscope.findings import complete
 from quantscope.importers.base import input_tap
 from quantscope.importers.consistency import numbers_at, row_layers
+from quantscope.phrases import listed
 from quantscope.results import STUDY_VERSION, LayerRow, PromptInfo, Study, Variant
 from quantscope.trace import Trace
-from quantscope.wording import listed
 
 APPLY = ("rms-growth", "mean-drift", "standing-out", "limits")  # findings that need nothing but layer rows
 

@@ -18,11 +18,12 @@ from quantscope.importers.axes import ORDER_MATTERS
 from quantscope.importers.base import AT_LAST, UNKNOWN_ENGINE, Draft, Imported, Run, non_finite_note
 from quantscope.importers.layouts import Known, align, shown
 from quantscope.importers.name_map import Rule, taps_of, unmapped_note
+from quantscope.language import english, mark
 from quantscope.sources.base import show
 from quantscope.trace import Full, Origin
 from quantscope.wording import listed
 
-ORDER_NOTE = (
+ORDER_NOTE = mark(
     "Whether the channels of a head of q and k stand as in GGUF (interleaved) or in two halves (Hugging Face) is not visible in arrays: "
     "they are taken as they are."
 )
@@ -62,7 +63,8 @@ def read_arrays(path: Path, rules: Sequence[Rule], known: Known, kind: str) -> I
 
 def _layout_note(forms: Sequence[str]) -> str:
     counted = Counter(forms).most_common()
-    return f"Layouts found: {listed(f'{shown(form)} in {n}' for form, n in counted)} of {len(forms)} arrays."
+    found = listed(f"{shown(form)} in {n}" for form, n in counted)
+    return english("Layouts found: {layouts} of {n} arrays.", layouts=found, n=len(forms))
 
 
 def open_npz(path: Path) -> Arrays:

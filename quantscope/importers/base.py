@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from quantscope.errors import ImportFormatError, MissingFileError
+from quantscope.language import english, mark
 from quantscope.model.taps import EMBD, graph_order
 from quantscope.sources.base import show
 from quantscope.trace import LAST, Evidence, Full, Origin, Positions, Sample, Stats, Trace
@@ -93,7 +94,7 @@ def _without_nan(stats: Stats, tap: str, notes: list[str]) -> Stats:
     broken = [name for name, x in stats.values.items() if math.isnan(x)]
     if not broken:
         return stats
-    notes.append(f"{tap}: {', '.join(broken)} is NaN.")
+    notes.append(english("{tap}: {names} is NaN.", tap=tap, names=", ".join(broken)))
     kept = {name: x for name, x in stats.values.items() if name not in broken}
     return replace(stats, values=kept, digits={name: d for name, d in stats.digits.items() if name in kept})
 
@@ -149,14 +150,25 @@ def common_digits(texts: Iterable[str]) -> int | None:
 # ---- Broken numbers -----------------------------------------------------------------------------------------------------
 
 
-def non_finite_note(tap: str, values: Tensor, place: str = "flat index") -> str | None:
+FLAT, PRINTED, CHANNEL = mark("flat index"), mark("printed value"), mark("channel")  # how a value is counted
+
+
+def non_finite_note(tap: str, values: Tensor, place: str = FLAT) -> str | None:
     """How many values are NaN or infinite and where the first is; None where all are finite."""
     broken = ~values.flatten().isfinite()
     n = int(broken.sum())
     if not n:
         return None
     at = int(broken.int().argmax())
-    return f"{tap}: {n:,} of {values.numel():,} values are NaN or infinite, the first at {place} {at} ({values.flatten()[at].item()})."
+    return english(
+        "{tap}: {n} of {total} values are NaN or infinite, the first at {place} {at} ({value}).",
+        tap=tap,
+        n=f"{n:,}",
+        total=f"{values.numel():,}",
+        place=place,
+        at=at,
+        value=values.flatten()[at].item(),
+    )
 
 
 # ---- Which run ----------------------------------------------------------------------------------------------------------

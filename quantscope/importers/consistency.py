@@ -8,6 +8,7 @@ from itertools import combinations
 
 from quantscope.importers.base import Run, input_tap
 from quantscope.importers.table import layers_of
+from quantscope.language import english, mark
 from quantscope.metrics import mean, rms
 from quantscope.trace import Full, Stats, Trace
 from quantscope.wording import fixed, listed, sig
@@ -62,11 +63,11 @@ class RowOrigin:
 
 
 ROW = (  # what a row shows: (words, tap of layer i, statistic)
-    ("input RMS", input_tap, "rms"),
-    ("output RMS", "l_out-{}".format, "rms"),
-    ("output mean", "l_out-{}".format, "mean"),
-    ("SwiGLU RMS", "ffn_swiglu-{}".format, "rms"),
-    ("SwiGLU mean", "ffn_swiglu-{}".format, "mean"),
+    (mark("input RMS"), input_tap, "rms"),
+    (mark("output RMS"), "l_out-{}".format, "rms"),
+    (mark("output mean"), "l_out-{}".format, "mean"),
+    (mark("SwiGLU RMS"), "ffn_swiglu-{}".format, "rms"),
+    (mark("SwiGLU mean"), "ffn_swiglu-{}".format, "mean"),
 )
 
 
@@ -120,8 +121,10 @@ def mixed_warning(row: RowOrigin, runs: Sequence[Run]) -> str:
         others = [c for c in row.cells if c not in own and c.runs and numbers_at(by_name[name], c.tap, c.statistic)]
         there = listed(f"{c.what} is {numbers_at(by_name[name], c.tap, c.statistic)[0]}" for c in others)
         parts.append(f"{listed(f'{c.what} {c.printed}' for c in own)} from {name}" + (f", where the {there}" if others else ""))
-    n = "two" if len(groups) == 2 else len(groups)
-    return f"Row {row.layer} mixes {n} runs: {'; '.join(parts)}. Compare no numbers across it."
+    facts = {"layer": row.layer, "parts": "; ".join(parts)}
+    if len(groups) == 2:
+        return english("Row {layer} mixes two runs: {parts}. Compare no numbers across it.", **facts)
+    return english("Row {layer} mixes {n} runs: {parts}. Compare no numbers across it.", n=len(groups), **facts)
 
 
 def _fewest(row: RowOrigin) -> tuple[str, ...]:
@@ -141,8 +144,14 @@ def residual_mismatches(trace: Trace) -> list[str]:
             other = next((x for x in numbers[1:] if not x.agrees(numbers[0])), None)
             if other is not None:
                 said.append(
-                    f"The {statistic.upper() if statistic == 'rms' else statistic} of layer {layer}'s output is {numbers[0]}, but "
-                    f"{other} where it is layer {layer + 1}'s input: it is one signal, so two runs or builds are mixed, or a tap is not "
-                    f"where it says."
+                    english(
+                        "The {statistic} of layer {layer}'s output is {output}, but {input} where it is layer {next}'s input: it is one "
+                        "signal, so two runs or builds are mixed, or a tap is not where it says.",
+                        statistic=statistic.upper() if statistic == "rms" else statistic,
+                        layer=layer,
+                        output=numbers[0],
+                        input=other,
+                        next=layer + 1,
+                    )
                 )
     return said

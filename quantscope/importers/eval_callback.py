@@ -13,9 +13,10 @@ from dataclasses import replace
 from quantscope.engines.node_names import VIEWS, TapNamer
 from quantscope.errors import ImportFormatError
 from quantscope.importers.axes import ATTENTION_MAP, BY_HEAD
-from quantscope.importers.base import Draft, Imported, Run, non_finite_note
+from quantscope.importers.base import PRINTED, Draft, Imported, Run, non_finite_note
 from quantscope.importers.callback_log import CallbackLog, Graph, Node
 from quantscope.importers.printed import Printed
+from quantscope.language import english, mark
 from quantscope.model.taps import EMBD
 from quantscope.trace import Origin, Sample, Stats
 from quantscope.wording import count, listed
@@ -45,8 +46,8 @@ def _origin(facts: Mapping[str, str], sums_of_all: bool | None) -> Origin:
     """Who wrote the log, as far as it says, and what its sums are of."""
     notes = {
         None: (),
-        True: ("Sums were added up by llama.cpp in float32, over all values.",),
-        False: ("Sums are left out: this build of llama.cpp added up the printed values only.",),
+        True: (mark("Sums were added up by llama.cpp in float32, over all values."),),
+        False: (mark("Sums are left out: this build of llama.cpp added up the printed values only."),),
     }
     return Origin("llama.cpp", facts.get("engine_version"), "ggml", facts.get("model"), arch=facts.get("arch"), notes=notes[sums_of_all])
 
@@ -113,10 +114,10 @@ def _gather(graph: Graph, draft: Draft, with_sums: bool) -> None:
         draft.add(tap, placed)
         if with_sums and node.values.sum is not None:
             draft.add(tap, Stats({"sum": node.values.sum}, placed.positions, {"sum": 6}))
-        if note := non_finite_note(tap, placed.values, "printed value"):
+        if note := non_finite_note(tap, placed.values, PRINTED):
             draft.notes.append(note)
     if unplaced:
-        draft.notes.append(f"Left out, as the log does not say which positions they hold: {listed(unplaced)}.")
+        draft.notes.append(english("Left out, as the log does not say which positions they hold: {taps}.", taps=listed(unplaced)))
 
 
 def _placed(tap: str, node: Node, draft: Draft) -> Sample | None:

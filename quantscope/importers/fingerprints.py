@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from quantscope.errors import ImportFormatError
 from quantscope.fingerprint import Run, parse_line
+from quantscope.language import mark
 from quantscope.trace import Fingerprint, Origin, Trace
 
 UNKNOWN = Run()
@@ -55,6 +56,6 @@ def read_fingerprints(text: str, name: str) -> list[Trace]:
 
 def _trace(built: _Building) -> Trace:
     run = built.run
-    notes = () if run.tokens else ("The log does not say which token ids were run: print `qsfp1-run tokens=1,2,3` first.",)
+    notes = () if run.tokens else (mark("The log does not say which token ids were run: print `qsfp1-run tokens=1,2,3` first."),)
     origin = Origin(run.engine or "fingerprint log", model=run.model, model_sha256=run.sha256, tokens=run.tokens, notes=notes)
     return Trace(origin, {tap: tuple(prints) for tap, prints in built.taps.items()})

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from quantscope.errors import ImportFormatError, UsageError
+from quantscope.language import english
 from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS, split_tap
 
 MOST_NAMED = 6
@@ -77,4 +78,4 @@ def _shortened(names: Sequence[str], most: int = MOST_NAMED) -> str:
 def unmapped_note(names: Iterable[str], found: Mapping[str, str]) -> str | None:
     """A line that counts what was left out."""
     rest = [n for n in names if n not in set(found.values())]
-    return f"Arrays that are no taps, left out: {_shortened(rest)}." if rest else None
+    return english("Arrays that are no taps, left out: {names}.", names=_shortened(rest)) if rest else None

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from quantscope.importers.base import AT_LAST, Draft, Run, common_digits, non_finite_note, number
+from quantscope.importers.base import AT_LAST, PRINTED, Draft, Run, common_digits, non_finite_note, number
+from quantscope.language import english, mark
 from quantscope.trace import Origin, Positions, Sample, Trace
 
 ENGINE = "RusTorch"
@@ -69,7 +70,7 @@ def _run(call: Call) -> Trace:
         call.add("result_output", sample([call.logits[i] for i in ids], ids, ids[-1] + 1, place[AT_LAST]))
     _widened(call)
     for tap, pieces in call.taps.items():
-        call.notes += [n for e in pieces if isinstance(e, Sample) and (n := non_finite_note(tap, e.values, "printed value"))]
+        call.notes += [n for e in pieces if isinstance(e, Sample) and (n := non_finite_note(tap, e.values, PRINTED))]
     if call.selected is not None:
         call.notes.append(_choice(call, call.selected))
     positions = None if not start else AT_LAST if call.n is None else tuple(range(start, start + call.n))
@@ -89,7 +90,7 @@ def _embeddings(call: Call, start: int) -> None:
         used[token] = at
         call.add("embd", sample(texts, range(len(texts)), len(texts), (start + at,)))
     if lost:
-        call.notes.append(f"{lost} printed embeddings are left out: the call's ids do not say at which position they stand.")
+        call.notes.append(english("{n} printed embeddings are left out: the call's ids do not say at which position they stand.", n=lost))
 
 
 def _widened(call: Call) -> None:
@@ -102,12 +103,14 @@ def _widened(call: Call) -> None:
                 pieces[i] = replace(e, shape=(1, width))
             narrow |= isinstance(e, Sample) and not width
     if narrow:
-        call.notes.append("The log does not say how many channels a tap has: the shapes of samples end with the last value printed.")
+        call.notes.append(mark("The log does not say how many channels a tap has: the shapes of samples end with the last value printed."))
 
 
 def _choice(call: Call, token: int) -> str:
     """What was generated, with the rank of its logit."""
     logit, rank = call.logits.get(token), call.ranks.get(token)
     if logit is None:
-        return f"Selected token {token}, whose logit was not printed."
-    return f"Selected token {token}: logit {logit}" + (f", rank {rank}." if rank else ".")
+        return english("Selected token {token}, whose logit was not printed.", token=token)
+    if not rank:
+        return english("Selected token {token}: logit {logit}.", token=token, logit=logit)
+    return english("Selected token {token}: logit {logit}, rank {rank}.", token=token, logit=logit, rank=rank)

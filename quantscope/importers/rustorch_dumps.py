@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quantscope.errors import ImportFormatError
-from quantscope.importers.base import AT_LAST, NUMBER, Imported, input_tap, non_finite_note, number, read_text
+from quantscope.importers.base import AT_LAST, CHANNEL, NUMBER, Imported, input_tap, non_finite_note, number, read_text
 from quantscope.importers.rustorch import read_calls
 from quantscope.importers.rustorch_calls import Call, runs_of
 from quantscope.sources.base import show
@@ -54,7 +54,7 @@ def read_dumps(folder: Path) -> Imported:
         for path in paths:
             values = _logits(path) if tap == "result_output" else _floats(path)
             calls[n].add(tap, Full(values[None], AT_LAST))
-            if note := non_finite_note(tap, values, "channel"):
+            if note := non_finite_note(tap, values, CHANNEL):
                 calls[n].notes.append(note)
     runs = runs_of([c for c in calls if c.taps or c.logits])
     return Imported("rustorch", tuple(runs), warnings=tuple(f"{show(folder)}: {w}" for w in warnings))

@@ -67,6 +67,9 @@ READ_BY: dict[str, tuple[str, ...]] = {
 }
 READ_IN_LAYER = {tap: matrices for tap, matrices in READ_BY.items() if tap in LAYER_TAPS}
 
+# Tap without its layer → what its channels are proportional to: a norm's weight, or the matrix whose rows make them.
+MAKERS: dict[str, str] = {"attn_norm": "attn_norm", "ffn_norm": "ffn_norm", "kqv_out": "attn_v", "ffn_swiglu": "ffn_up"}
+
 
 class Tap(Protocol):
     """Called with every tap's name and tensor.  An object with ``wants(name) -> bool`` is asked before a costly tensor is kept."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from quantscope.arch.config import ModelConfig
 from quantscope.errors import PromptError
-from quantscope.inputs import read_inputs
-from quantscope.remedy.correct import GATE_CHUNKS
+from quantscope.inputs import read_inputs, text_name
+from quantscope.remedy.two_models import GATE_CHUNKS
 from quantscope.results import StudyOptions
 from quantscope.sources.base import Source
 
@@ -35,8 +35,8 @@ def calibration(source: Source, config: ModelConfig, path: Path, n_ctx: int, n_c
     if n < needed:
         judging = n_else * n_ctx
         raise PromptError(
-            f"{path}: {max(n, 0):,} tokens are left to fit corrections to, beside {judging:,} that judge them, expected at least "
-            f"{needed:,}: {LEAST} for each of the {widest:,} inputs of the widest matrix. Give a text of {needed + judging:,} tokens "
+            f"{text_name(path)}: {max(n, 0):,} tokens are left to fit corrections to, beside {judging:,} that judge them, expected at "
+            f"least {needed:,}: {LEAST} for each of the {widest:,} inputs of the widest matrix. Give a text of {needed + judging:,} tokens "
             f"or more; {ENOUGH * widest:,} are enough."
         )
     return text.ids[:-n_else], text.ids[-n_else:]

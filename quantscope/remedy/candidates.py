@@ -16,6 +16,7 @@ from json import dumps
 import numpy as np
 from numpy.typing import NDArray
 
+from quantscope.language import english, mark
 from quantscope.qtypes import QTYPES, QuantType
 from quantscope.quants import can_encode
 from quantscope.recipes import PRESETS, Options, TensorShape, assign_types, fallback, is_quantizable, layer_order
@@ -29,6 +30,7 @@ from quantscope.weights import Weights
 
 SEARCHED, PRESET, RULE = "search", "preset", "rule of thumb"
 LADDER = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")  # of the rules of thumb; where hardly any is allowed: those that are
+UNIFORM = mark("uniform ({types})")
 STEPS_UP = 2
 REST = "Q8_0"  # of matrices that the forward does not read, so that nothing is known about them
 FLOATS = ("F16",)
@@ -157,9 +159,9 @@ class Catalog:
         """The rules of thumb, each as large as fits into ``most`` bytes; those that fit nowhere are missing."""
         last = str(self.model.facts.n_layer - 1)
         raised: Sequence[tuple[str, Callable[[str], bool]]] = (
-            ("uniform", lambda name: False),
-            ("first and last layers high", lambda name: place(name) in ("0", last)),
-            ("attn_v and ffn_down high", lambda name: role(name) in ("attn_v", "ffn_down")),
+            (UNIFORM, lambda name: False),
+            (mark("first and last layers high ({types})"), lambda name: place(name) in ("0", last)),
+            (mark("attn_v and ffn_down high ({types})"), lambda name: role(name) in ("attn_v", "ffn_down")),
         )
         steps = [t for t in LADDER if t in self.allowed]
         if len(steps) < 2:
@@ -174,8 +176,8 @@ class Catalog:
         """Step i for all matrices, and two steps above it for the high ones."""
         low, up = QTYPES[steps[i]], QTYPES[steps[min(i + STEPS_UP, len(steps) - 1)]]
         types = {n: fallback(up if high(n) else low, self.found.shapes[n][-1]) for n in self.found.kl}
-        what = f"{low}" if low == up or title == "uniform" else f"{low}, {up}"
-        return self.candidate(f"{title} ({what})", RULE, types)
+        what = f"{low}" if low == up or title == UNIFORM else f"{low}, {up}"
+        return self.candidate(english(title, types=what), RULE, types)
 
 
 def _fixed(t: TensorShape, model: Original) -> QuantType:

@@ -30,7 +30,6 @@ from quantscope.remedy.supported import check_convertible
 from quantscope.sources.base import Bytes, RawTensor, Source, show
 from quantscope.sources.files import read_json_object
 from quantscope.sources.gguf import DEFAULT_ALIGNMENT, open_gguf
-from quantscope.sources.safetensors import SafetensorsSource
 from quantscope.tokenizers.huggingface import JsonTokenizer, added_tokens, folder_tokenizer, model_vocabulary
 from quantscope.tokenizers.pretokenize import PRE_TOKENIZERS, split
 from quantscope.tokenizers.vocabulary import Kind, Vocabulary
@@ -53,7 +52,7 @@ SAMPLE = (
 class FolderOriginal:
     """See ``original.Original``.  Raises what ``Weights`` raises, and VocabularyError for a tokenizer a GGUF file cannot be given here."""
 
-    def __init__(self, source: SafetensorsSource) -> None:
+    def __init__(self, source: Source) -> None:
         self.source: Source = source
         self.alignment = DEFAULT_ALIGNMENT
         self._weights = w = Weights(source)
@@ -85,7 +84,7 @@ class FolderOriginal:
         self._weights.let_go([name])
 
 
-def _metadata(source: SafetensorsSource, config: ModelConfig, n_weights: int) -> dict[str, bytes]:
+def _metadata(source: Source, config: ModelConfig, n_weights: int) -> dict[str, bytes]:
     """Every key, through a file without tensors that the gguf package writes."""
     with TemporaryDirectory(prefix="quantscope-") as folder:
         path = Path(folder) / "metadata.gguf"
@@ -203,7 +202,7 @@ def _pre_tokenizer(folder: Path) -> str:
     whole_words = bool(read_json_object(folder / "tokenizer.json")["model"].get("ignore_merges", False))
     for name in dict.fromkeys((*LIKELY, *PRE_TOKENIZERS)):
         row = PRE_TOKENIZERS[name]
-        if row.ignore_merges == whole_words and split(SAMPLE, row) == words:
+        if not row.raw and row.ignore_merges == whole_words and split(SAMPLE, row) == words:
             return name
     raise _no_vocabulary(folder, "tokenizer.json cuts words in a way that none of the known pre-tokenizers does")
 

@@ -10,7 +10,7 @@ from quantscope.recipes import ModelFacts, facts_from_gguf
 from quantscope.remedy.gguf_file import stored_pairs
 from quantscope.sources.base import Bytes, RawTensor, Source
 from quantscope.sources.gguf import GgufSource
-from quantscope.sources.safetensors import SafetensorsSource
+from quantscope.sources.split import SplitGgufSource
 
 
 class Original(Protocol):
@@ -42,7 +42,7 @@ class Original(Protocol):
 class GgufOriginal:
     """A GGUF file of any architecture: nothing is asked of it but names, shapes and types that can be decoded."""
 
-    def __init__(self, source: GgufSource) -> None:
+    def __init__(self, source: GgufSource | SplitGgufSource) -> None:
         self.source: Source = source
         self.facts = facts_from_gguf(source.metadata)
         self.alignment = source.alignment
@@ -54,7 +54,7 @@ class GgufOriginal:
         return self._file.tensors
 
     def pairs(self) -> dict[str, bytes]:
-        return stored_pairs(self._file)
+        return {key: value for key, value in stored_pairs(self._file.first).items() if key in self._file.metadata}
 
     def raw(self, name: str, rows: slice) -> Bytes:
         t = self.tensors[name]
@@ -74,9 +74,8 @@ class GgufOriginal:
 
 def original(source: Source) -> Original:
     """The source as a model to quantize.  A folder must be of a known architecture, with a tokenizer that can be put into a GGUF file."""
-    if isinstance(source, GgufSource):
+    if isinstance(source, GgufSource | SplitGgufSource):
         return GgufOriginal(source)
     from quantscope.remedy.folder import FolderOriginal  # brings torch and the tokenizers
 
-    assert isinstance(source, SafetensorsSource)
     return FolderOriginal(source)

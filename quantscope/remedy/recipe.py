@@ -23,6 +23,7 @@ from torch import Tensor
 from quantscope.errors import UsageError
 from quantscope.imatrix import Imatrix
 from quantscope.importance import compute_imatrix
+from quantscope.language import mark, say
 from quantscope.lockstep import Member
 from quantscope.logit_stats import half_width
 from quantscope.plan import plan_of
@@ -43,7 +44,7 @@ POINTS = 12  # of the assignment, on the Pareto front
 ROUNDS = 6  # of scaling predictions to what was measured, for a KL divergence
 SAFETY = 0.98  # of the KL divergence that is searched for again
 NEAR = 0.95  # of the KL divergence that was asked for: close enough
-BEST = "lowest predicted KL"
+BEST = mark("lowest predicted KL")
 
 Importance = Callable[[str], Floats | None]
 Step = Callable[[str, int, int], None]  # (what is measured, stages done, of how many)
@@ -61,7 +62,9 @@ class Target:
     def __str__(self) -> str:
         if self.n_bytes is not None:
             return size(self.n_bytes)
-        return f"{sig(self.bpw)} bits per weight" if self.bpw is not None else f"a KL divergence of {sig(self.kl)} nats"
+        if self.bpw is not None:
+            return say("{n} bits per weight", n=sig(self.bpw))
+        return say("a KL divergence of {kl} nats", kl=sig(self.kl))
 
 
 @dataclass(frozen=True)

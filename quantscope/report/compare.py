@@ -9,22 +9,37 @@ from dataclasses import asdict
 from typing import Any
 
 from quantscope.compare import Comparison, Row
+from quantscope.language import mark, say
 from quantscope.report.table import DIFFERS, Table
 from quantscope.three_way import SplitRow
 from quantscope.wording import MISSING, fixed, sci, sig
 
 AROUND = 3  # rows shown on either side of the first divergence
 _KIND = {"values": "", "fingerprint": "≈", "sample": "", "statistics": "≥"}
-_EVIDENCE = {"values": "all values", "fingerprint": "fingerprint", "sample": "sample", "statistics": "statistics"}
+_EVIDENCE = {
+    "values": mark("all values"),
+    "fingerprint": mark("fingerprint"),
+    "sample": mark("sample {n} of {total}"),
+    "statistics": mark("statistics"),
+}
 
 
 def taps_table(c: Comparison, *, every: bool = False) -> Table:
     """A row a tap: error, floor, cosine, worst element.  Unless ``every``: layer outputs, head, and what is near the first divergence."""
     rows = list(c.rows) if every else shortened(c.rows, c.first_divergence)
     left_out = len(c.rows) - len(rows)
-    caption = f"{left_out} taps are not shown; `--all` shows them." if left_out else ""
+    caption = say("{n} taps are not shown; `--all` shows them.", n=left_out) if left_out else ""
     footnotes = tuple(f"{row.tap}: {row.note}" for row in rows if row.note and row.kind != "sample")
-    columns = ("tap", "evidence", "NMSE", "floor", "cosine", "worst at", "reference", "test")
+    columns = (
+        say("tap"),
+        say("evidence"),
+        say("NMSE"),
+        say("floor"),
+        say("cosine"),
+        say("worst at"),
+        say("reference"),
+        say("test"),
+    )
     return Table(columns, tuple(_cells(row) for row in rows), caption, footnotes, text_columns=frozenset({0, 1}))
 
 
@@ -41,11 +56,10 @@ def shortened(rows: Sequence[Row], first: Row | None) -> list[Row]:
 
 def _cells(row: Row) -> tuple[str, ...]:
     flag = f"{DIFFERS} " if row.verdict == "differs" else ""
-    seen = f" {row.n} of {row.n_all:,}" if row.kind == "sample" else ""
     worst = row.worst
     return (
         flag + row.tap,
-        _EVIDENCE[row.kind] + seen,
+        say(_EVIDENCE[row.kind], n=row.n, total=f"{row.n_all:,}"),
         MISSING if math.isnan(row.nmse) else _KIND[row.kind] + sci(row.nmse, 2),
         sci(row.floor, 2),
         MISSING if row.cos_sim is None else fixed(row.cos_sim, 6),
@@ -57,11 +71,11 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def split_table(rows: Sequence[SplitRow]) -> Table:
     """The three-way split: what quantization does, what the engine adds, and what its arithmetic was expected to add."""
-    columns = ("tap", "quantization", "engine", "engine, predicted", "engine / predicted")
+    columns = (say("tap"), say("quantization"), say("engine"), say("engine, predicted"), say("engine / predicted"))
     return Table(
         columns,
         tuple((r.tap, _error(r.quantization), _error(r.engine), _error(r.predicted), _ratio(r)) for r in rows),
-        "NMSE of each effect. Quantization: original → this file, both exact. Engine: this file, exact → the engine on it.",
+        say("NMSE of each effect. Quantization: original → this file, both exact. Engine: this file, exact → the engine on it."),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from quantscope.diagnose.answer import LEVELS, answer
 from quantscope.diagnose.causes import Causes
 from quantscope.diagnose.diagnosis import Diagnosis
+from quantscope.language import mark, say
 from quantscope.report.compare import split_table, taps_table
 from quantscope.report.imported import ledger_table
 from quantscope.report.markdown import escaped, pipe_table
@@ -20,13 +21,19 @@ CONVICTED_ROWS = 12  # rows of the replay that are shown
 
 def tables(d: Diagnosis, *, every: bool = False) -> list[Table]:
     """Evidence, convicted operations, taps, the split, the ledger; those that there are."""
-    found = [evidence_table(d)]
-    if d.causes is not None:
-        found += [convicted_table(d.causes)] if d.causes.replayed is not None and d.causes.replayed.those("convicted") else []
-        found += [candidates_table(d.causes)] if d.causes.searched is not None and d.causes.searched.candidates else []
+    found = [evidence_table(d), *([] if d.causes is None else cause_tables(d.causes))]
     found += [taps_table(d.comparison, every=every)] if d.comparison is not None else []
     found += [split_table(d.split)] if d.split else []
     return [*found, ledger_table(d.ledger)]
+
+
+def cause_tables(c: Causes) -> list[Table]:
+    """Convicted operations and explaining faults; those that there are."""
+    found = [convicted_table(c)] if c.replayed is not None and c.replayed.those("convicted") else []
+    return found + ([candidates_table(c)] if c.searched is not None and c.searched.candidates else [])
+
+
+_CONCLUSIONS = {"agrees": mark("agrees"), "differs": mark("{mark} differs"), "not measured": mark("not measured")}
 
 
 def evidence_table(d: Diagnosis) -> Table:
@@ -34,14 +41,15 @@ def evidence_table(d: Diagnosis) -> Table:
     rows = tuple(
         (
             r.id,
-            f"{DIFFERS} differs" if r.conclusion == "differs" else r.conclusion,
+            say(_CONCLUSIONS[r.conclusion], mark=DIFFERS),
             MISSING if r.value is None else sci(r.value, 2),
             MISSING if r.floor is None else sci(r.floor, 2),
             r.text,
         )
         for r in d.evidence
     )
-    return Table(("evidence", "conclusion", "NMSE", "floor", "found"), rows, "Evidence, cheapest first", text_columns=frozenset({0, 1, 4}))
+    columns = (say("evidence"), say("conclusion"), say("NMSE"), say("floor"), say("found"))
+    return Table(columns, rows, say("Evidence, cheapest first"), text_columns=frozenset({0, 1, 4}))
 
 
 def convicted_table(c: Causes) -> Table:
@@ -53,36 +61,41 @@ def convicted_table(c: Causes) -> Table:
         for row in convicted[:CONVICTED_ROWS]
     )
     left_out = len(convicted) - len(rows)
-    caption = "Operations that are wrong by themselves" + (f"; {left_out} more are in --json" if left_out > 0 else "")
-    return Table(("tap", "operation", "NMSE", "floor"), rows, caption, text_columns=frozenset({0, 1}))
+    caption = say("Operations that are wrong by themselves")
+    if left_out > 0:
+        caption = say("Operations that are wrong by themselves; {n} more are in --json", n=left_out)
+    return Table((say("tap"), say("operation"), say("NMSE"), say("floor")), rows, caption, text_columns=frozenset({0, 1}))
 
 
 def candidates_table(c: Causes) -> Table:
     """What the catalogue explains, best first."""
     assert c.searched is not None
     rows = tuple(
-        (x.label, "yes" if x.consistent else "no", percent(x.explained, 3), percent(x.front, 3)) for x in c.searched.candidates[:6]
+        (x.label, say("yes") if x.consistent else say("no"), percent(x.explained, 3), percent(x.front, 3))
+        for x in c.searched.candidates[:6]
     )
-    caption = f"Known faults that explain what differs ({c.searched.n_tried} tried)"
-    return Table(("fault", "consistent", "explained", "of the graph"), rows, caption, text_columns=frozenset({0, 1}))
+    caption = say("Known faults that explain what differs ({n} tried)", n=c.searched.n_tried)
+    columns = (say("fault"), say("consistent"), say("explained"), say("of the graph"))
+    return Table(columns, rows, caption, text_columns=frozenset({0, 1}))
 
 
 def markdown(d: Diagnosis) -> str:
     """The whole diagnosis; ends with a newline."""
-    blocks = [f"# quantscope diagnosis of {escaped(d.model)} against {escaped(d.engine)}", f"**{escaped(answer(d))}**"]
+    title = say("quantscope diagnosis of {model} against {engine}", model=escaped(d.model), engine=escaped(d.engine))
+    blocks = [f"# {title}", f"**{escaped(answer(d))}**"]
     blocks += ["\n".join(f"- {escaped(s)}" for s in d.about_logits)] if d.about_logits else []
     for table in tables(d, every=True):
         blocks += [f"## {escaped(table.caption)}" if table.caption else "", pipe_table(table)]
         blocks += ["\n".join(f"- {escaped(n)}" for n in table.footnotes)] if table.footnotes else []
-    blocks += ["## Next", "\n".join(f"- {escaped(n)}" for n in d.next_steps)] if d.next_steps else []
-    blocks += ["## How to measure it again", *(f"{escaped(r.id)}:\n\n    {r.command}" for r in d.evidence if r.command)]
-    blocks += ["## Notes", "\n".join(f"- {escaped(n)}" for n in notes(d))] if notes(d) else []
+    blocks += [f"## {say('Next')}", "\n".join(f"- {escaped(n)}" for n in d.next_steps)] if d.next_steps else []
+    blocks += [f"## {say('How to measure it again')}", *(f"{escaped(r.id)}:\n\n    {r.command}" for r in d.evidence if r.command)]
+    blocks += [f"## {say('Notes')}", "\n".join(f"- {escaped(n)}" for n in notes(d))] if notes(d) else []
     return "\n\n".join(b for b in blocks if b) + "\n"
 
 
 def notes(d: Diagnosis) -> list[str]:
     """What a reader must know of the floors and of what was taken on trust."""
-    return [] if d.comparison is None else [f"Floor: {d.comparison.floor_source}.", *d.comparison.notes]
+    return [] if d.comparison is None else [say("Floor: {source}.", source=d.comparison.floor_source), *d.comparison.notes]
 
 
 def document(d: Diagnosis) -> dict[str, Any]:

@@ -14,8 +14,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from quantscope.language import say
+from quantscope.phrases import count, quantity, size
+from quantscope.report.prose import Prose
 from quantscope.sources.summary import ArrayPreview, Summary, TensorRow
-from quantscope.wording import count, fixed, percent, printable, quantity, quoted, size
+from quantscope.wording import fixed, percent, printable, quoted
 
 INSPECT_VERSION = 1
 LONGEST = 100  # characters of a metadata value that are shown
@@ -40,19 +43,25 @@ def _plain(value: Any) -> Any:
 
 def render(summary: Summary, every_tensor: bool = False) -> RenderableType:
     """Size, types, tensors and metadata; tensors that repeat in every layer take one line unless ``every_tensor``."""
-    parts: list[RenderableType] = [Text(_headline(summary), style="bold"), *_damage(summary)]
-    parts += [*_heading("Types"), _indented(_types(summary))]
-    parts += [*_heading("Tensors"), _indented(_tensors([[t] for t in summary.tensors] if every_tensor else alike(summary.tensors)))]
-    parts += [*_heading("Metadata"), _indented(_metadata(summary))]
+    parts: list[RenderableType] = [Prose(headline(summary), style="bold"), *_damage(summary)]
+    parts += [*_heading(say("Types")), _indented(_types(summary))]
+    parts += [*_heading(say("Tensors")), _indented(_tensors([[t] for t in summary.tensors] if every_tensor else alike(summary.tensors)))]
+    parts += [*_heading(say("Metadata")), _indented(_metadata(summary))]
     return Group(*parts)
 
 
-def _headline(s: Summary) -> str:
+def headline(s: Summary) -> str:
+    """What the file is, how large, and in how many bits per weight."""
     container = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in s.container.items())
-    kind = {"gguf": "GGUF", "safetensors": "Hugging Face folder"}[s.format] + (f" ({container})" if container else "")
-    return (
-        f"{printable(s.path)}: {kind}, {size(s.file_bytes)}, {count(len(s.tensors), 'tensor')}, {quantity(s.n_elements)} "
-        f"weights, {fixed(s.bpw, 2)} bits per weight"
+    kind = "GGUF" if s.format == "gguf" else say("Hugging Face folder")
+    return say(
+        "{path}: {kind}, {size}, {tensors}, {n} weights, {bpw} bits per weight",
+        path=printable(s.path),
+        kind=say("{name} ({value})", name=kind, value=container) if container else kind,
+        size=size(s.file_bytes),
+        tensors=count(len(s.tensors), "tensor"),
+        n=quantity(s.n_elements),
+        bpw=fixed(s.bpw, 2),
     )
 
 
@@ -61,11 +70,13 @@ def _damage(s: Summary) -> list[RenderableType]:
     if not missing:
         return []
     named = ", ".join(printable(n) for n in missing[:5]) + (" …" if len(missing) > 5 else "")
-    return [
-        Text(
-            f"The file ends too early: {len(missing)} of {count(len(s.tensors), 'tensor')} are incomplete or missing ({named}).", "bold red"
-        )
-    ]
+    text = say(
+        "The file ends too early: {n} of {tensors} are incomplete or missing ({names}).",
+        n=len(missing),
+        tensors=count(len(s.tensors), "tensor"),
+        names=named,
+    )
+    return [Prose(text, "bold red")]
 
 
 def _heading(text: str) -> list[RenderableType]:
@@ -86,7 +97,7 @@ def _grid(*columns: str, right: str = "") -> Table:
 
 
 def _types(s: Summary) -> Table:
-    grid = _grid("type", "tensors", "weights", "bytes", "of all", "bits per weight", right="lrrrrr")
+    grid = _grid(say("type"), say("tensors"), say("weights"), say("bytes"), say("of all"), say("bits per weight"), right="lrrrrr")
     for t in s.types:
         share = percent(t.n_bytes / s.tensor_bytes, 3) if s.tensor_bytes else ""
         grid.add_row(t.type, f"{t.n_tensors:,}", f"{t.n_elements:,}", f"{t.n_bytes:,}", share, fixed(t.bpw, 3))
@@ -94,12 +105,12 @@ def _types(s: Summary) -> Table:
 
 
 def _tensors(groups: list[list[TensorRow]]) -> Table:
-    grid = _grid("tensor", "number", "type", "shape", "bytes", right="lrllr")
+    grid = _grid(say("tensor"), say("number"), say("type"), say("shape"), say("bytes"), right="lrllr")
     for group in groups:
         t = group[0]
         name = Text(printable(group_name(group)))
         if not t.intact:
-            name.append(" (incomplete)", "red")
+            name.append(say(" (incomplete)"), "red")
         shape = " × ".join(f"{n:,}" for n in t.shape)
         grid.add_row(name, f"{len(group):,}", t.type, shape, f"{sum(x.n_bytes for x in group):,}")
     return grid
@@ -134,7 +145,7 @@ def group_name(group: list[TensorRow]) -> str:
 
 
 def _metadata(s: Summary) -> Table:
-    grid = _grid("key", "value")
+    grid = _grid(say("key"), say("value"))
     for key, value in s.metadata.items():
         grid.add_row(printable(key), Text(_value(value)))
     return grid
@@ -143,7 +154,8 @@ def _metadata(s: Summary) -> Table:
 def _value(value: Any) -> str:
     if isinstance(value, ArrayPreview):
         shown = ", ".join(_value(v) for v in value.first)
-        return f"[{shown}{', …' if value.n > len(value.first) else ''}] ({count(value.n, 'element')})"
+        first = f"[{shown}{', …' if value.n > len(value.first) else ''}]"
+        return say("{value} ({name})", value=first, name=count(value.n, "element"))
     if isinstance(value, str):
         return quoted(value if len(value) <= LONGEST else value[: LONGEST - 1] + "…")
     if isinstance(value, float) and value == np.float32(value):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from quantscope.findings.ops import STREAM
+from quantscope.language import say
 from quantscope.report.table import FLAG, Section, Table, label
 from quantscope.results import OpRow, Study
 from quantscope.wording import MISSING, fixed, percent, sig
@@ -17,10 +18,12 @@ def operations(study: Study) -> Section:
     taps = list(dict.fromkeys(r.tap for v in having for r in v.ops))
     rows = tuple((tap, *(_worst([r for r in v.ops if r.tap == tap]) for v in having)) for tap in taps)
     return Section(
-        "Operation by operation",
-        "The lowest SQNR [dB] of each operation's result over the layers, and the layer; in the order of the graph. study.json has RMS, "
-        "mean, extremes, NMSE, cosine and their spread over the chunks for every layer.",
-        (Table(("operation", *(label(study, v) for v in having)), rows),) if rows else (),
+        say("Operation by operation"),
+        say(
+            "The lowest SQNR [dB] of each operation's result over the layers, and the layer; in the order of the graph. study.json has "
+            "RMS, mean, extremes, NMSE, cosine and their spread over the chunks for every layer."
+        ),
+        (Table((say("operation"), *(label(study, v) for v in having)), rows),) if rows else (),
     )
 
 
@@ -37,21 +40,31 @@ def outliers(study: Study) -> Section:
     shown = next((v for v in (study.reference, *study.variants) if v and v.ops), None) if study.text else None
     rows = [r for r in shown.ops if r.tap == STREAM and r.layer is not None] if shown else []
     if not shown or not rows:
-        return Section("Outliers", "", ())
+        return Section(say("Outliers"), "", ())
     cells = tuple(
         (str(r.layer), sig(r.abs_max, 4), _place(r), percent(r.outlier_share), _massive(r), _spread(r.rms, r.rms_spread)) for r in rows
     )
     table = Table(
-        ("layer", "largest |x|", "at token, channel", "outlier channels", "massive", "RMS ± over chunks"),
+        (
+            say("layer"),
+            say("largest |x|"),
+            say("at token, channel"),
+            say("outlier channels"),
+            say("massive"),
+            say("RMS ± over chunks"),
+        ),
         cells,
         layers=tuple(r.layer for r in rows if r.layer is not None),
         important=frozenset(r.layer for r in rows if r.layer is not None and r.n_massive),
         text_columns=frozenset(),
     )
     return Section(
-        "Outliers",
-        f"Residual stream of {label(study, shown)}. An outlier channel has over 6 times the median channel's RMS; a massive activation is "
-        f"over 100 and over 1,000 times the median |x|.",
+        say("Outliers"),
+        say(
+            "Residual stream of {name}. An outlier channel has over 6 times the median channel's RMS; a massive activation is over 100 and "
+            "over 1,000 times the median |x|.",
+            name=label(study, shown),
+        ),
         (table,),
     )
 

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from quantscope.language import mark, say
+from quantscope.phrases import count, listed, size, some
 from quantscope.remedy.sensitivity import Sensitivity, place, role
 from quantscope.report.markdown import escaped, pipe_table
 from quantscope.report.table import Table
-from quantscope.wording import MISSING, count, listed, percent, printable, sig, size, some
+from quantscope.wording import MISSING, percent, printable, sig
 
 SENSITIVITY_VERSION = 1  # of the JSON document
 SHADES = "█▓▒░ "  # at least 1/2, 1/4, 1/8, 1/16 of the largest cell, and less
@@ -31,35 +33,48 @@ def answer(s: Sensitivity) -> str:
     total = sum(roles.values())
     worst = s.most(t, 1)
     if not worst or total == 0:
-        return f"Storing this model in {t} changes nothing."
+        return say("Storing this model in {type} changes nothing.", type=t)
     ranked = sorted(roles, key=lambda r: -roles[r])[:3]
     shares = listed(f"{printable(r)} {percent(roles[r] / total)}" for r in ranked)
-    return (
-        f"All matrices in {t}: about {sig(total)} nats per token, if the errors only add up; of it {shares}. The most sensitive one is "
-        f"{printable(worst[0])} with {sig(s.kl[worst[0]][t])} nats."
+    return say(
+        "All matrices in {type}: about {total} nats per token, if the errors only add up; of it {shares}. The most sensitive one is {name} "
+        "with {kl} nats.",
+        type=t,
+        total=sig(total),
+        shares=shares,
+        name=printable(worst[0]),
+        kl=sig(s.kl[worst[0]][t]),
     )
 
 
 def notes(s: Sensitivity) -> list[str]:
     """What was run, and what limits the figures."""
     lines = [
-        f"Predicted from {count(s.n_chunk, 'chunk')} of {s.n_ctx:,} tokens: each figure is the mean KL divergence when one matrix alone "
-        f"is stored in that type."
+        say(
+            "Predicted from {chunks} of {n_ctx} tokens: each figure is the mean KL divergence when one matrix alone is stored in that "
+            "type.",
+            chunks=count(s.n_chunk, "chunk"),
+            n_ctx=f"{s.n_ctx:,}",
+        )
     ]
     if s.n_chunk < FEW_CHUNKS:
         lines.append(
-            f"{count(s.n_chunk, 'chunk')} only: the figures of single matrices are uncertain by tens of percent. Give a longer text, or "
-            f"more of it with `--chunks`."
+            say(
+                "{chunks} only: the figures of single matrices are uncertain by tens of percent. Give a longer text, or more of it with "
+                "`--chunks`.",
+                chunks=count(s.n_chunk, "chunk"),
+            )
         )
     other = [f"{name} {asked} → {kept}" for name, row in s.stored.items() for asked, kept in row.items() if asked != kept]
     if other:
-        lines.append(f"Another type where blocks do not fill the rows, as in llama-quantize: {printable(some(other, 3))}.")
+        names = printable(some(other, 3))
+        lines.append(say("Another type where blocks do not fill the rows, as in llama-quantize: {names}.", names=names))
     return lines
 
 
 def tables(s: Sensitivity) -> list[Table]:
     """For the terminal: the heat map of the main type, groups, the most sensitive tensors."""
-    return [heat_table(s, main_type(s)), group_table(s, "role", role), group_table(s, "layer", place), most_table(s, main_type(s))]
+    return [heat_table(s, main_type(s)), group_table(s, ROLES, role), group_table(s, LAYERS, place), most_table(s, main_type(s))]
 
 
 def heat_table(s: Sensitivity, qtype: str) -> Table:
@@ -71,24 +86,32 @@ def heat_table(s: Sensitivity, qtype: str) -> Table:
     largest, sums = max(cells.values(), default=0.0), s.group(place, qtype)
     rows = [(p, *(_shaded(cells.get((p, r)), largest) for r in roles), _micro(sums.get(p))) for p in layers]
     rows += [(place(name), *("" for _ in roles), _shaded(s.kl[name].get(qtype), largest)) for name in top]
-    caption = f"KL divergence in 10⁻⁶ nats per token, one matrix at a time in {qtype}"
-    legend = f"{SHADES[0]} half of the largest cell or more, {SHADES[1]} a quarter, {SHADES[2]} an eighth, {SHADES[3]} a sixteenth"
+    caption = say(
+        "KL divergence in 10⁻⁶ nats per token, one matrix at a time in {type}; {half} half of the largest cell or more, {quarter} a "
+        "quarter, {eighth} an eighth, {sixteenth} a sixteenth",
+        type=qtype,
+        **dict(zip(("half", "quarter", "eighth", "sixteenth"), SHADES, strict=False)),
+    )
     return Table(
-        ("layer", *roles, "sum"),
+        (say("layer"), *roles, say("sum")),
         tuple(rows),
-        f"{caption}; {legend}",
+        caption,
         layers=tuple(int(p) if p.isdigit() else -1 for p, *_ in rows),
         important=frozenset({-1}),
     )
 
 
-def group_table(s: Sensitivity, heading: str, key: Callable[[str], str]) -> Table:
-    """Sums over the tensors of each group, a column a type."""
+ROLES = mark("role"), mark("By role: the sum of its matrices, in 10⁻⁶ nats per token")
+LAYERS = mark("layer"), mark("By layer: the sum of its matrices, in 10⁻⁶ nats per token")
+
+
+def group_table(s: Sensitivity, words: tuple[str, str], key: Callable[[str], str]) -> Table:
+    """Sums over the tensors of each group, a column a type.  words: heading and caption."""
     sums = {t: s.group(key, t) for t in s.types}
     groups = list(dict.fromkeys(map(key, s.kl)))
     rows = tuple((g, *(_micro(sums[t].get(g)) for t in s.types)) for g in groups)
-    numbers = tuple(int(g) if g.isdigit() else -1 for g in groups) if heading == "layer" else ()
-    caption = f"By {heading}: the sum of its matrices, in 10⁻⁶ nats per token"
+    numbers = tuple(int(g) if g.isdigit() else -1 for g in groups) if words is LAYERS else ()
+    heading, caption = map(say, words)
     return Table((heading, *s.types), rows, caption, layers=numbers, important=frozenset({-1}))
 
 
@@ -104,14 +127,14 @@ def most_table(s: Sensitivity, qtype: str, n: int = MOST) -> Table:
         )
         for name in s.most(qtype, n)
     )
-    caption = f"The most sensitive matrices in {qtype}, in 10⁻⁶ nats per token"
-    return Table(("matrix", "layer", "shape", f"in {qtype}", *s.types), rows, caption)
+    caption = say("The most sensitive matrices in {type}, in 10⁻⁶ nats per token", type=qtype)
+    return Table((say("matrix"), say("layer"), say("shape"), say("in {type}", type=qtype), *s.types), rows, caption)
 
 
 def markdown(s: Sensitivity, model: str) -> str:
     """The whole report: a heat map for every type."""
     shown = [*(heat_table(s, t) for t in (main_type(s), *(t for t in s.types if t != main_type(s)))), *tables(s)[1:]]
-    blocks = [f"# quantscope sensitivity of {escaped(model)}", f"**{escaped(answer(s))}**"]
+    blocks = [f"# {say('quantscope sensitivity of {model}', model=escaped(model))}", f"**{escaped(answer(s))}**"]
     blocks.append("\n".join(f"- {escaped(line)}" for line in notes(s)))
     for table in shown:
         blocks += [f"### {escaped(table.caption)}", pipe_table(table)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quantscope.language import say
 from quantscope.results import Study, Variant
 from quantscope.wording import printable
 
@@ -35,4 +36,5 @@ class Section:
 
 def label(study: Study, variant: Variant) -> str:
     """The variant's name in a table; the original is marked."""
-    return printable(variant.name) + (" (original)" if variant.name == study.original else "")
+    name = printable(variant.name)
+    return say("{name} (original)", name=name) if variant.name == study.original else name

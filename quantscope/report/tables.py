@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from quantscope.language import say
+from quantscope.phrases import count, joined, quantity, size
+from quantscope.phrases import times as times_in_words
 from quantscope.report.engine_tables import engines
 from quantscope.report.logit_tables import logits, paired
 from quantscope.report.op_tables import operations, outliers
 from quantscope.report.table import DIFFERS, FLAG, Section, Table, label
 from quantscope.results import Flag, Generated, LayerRow, Study, Variant
-from quantscope.wording import MISSING, count, fixed, mean, percent, printable, quantity, quoted, sci, sig, size, times
+from quantscope.wording import MISSING, fixed, mean, percent, printable, quoted, sci, sig, times
 
 MOST_IMPORTANT = 6  # layers with flagged cells that a sample of the layers must contain
 
@@ -23,17 +26,44 @@ def sections(study: Study) -> list[Section]:
 
 def header(study: Study) -> list[str]:
     """What was studied, one line each."""
-    lines = _model_line(study), _prompt_line(study), _text_line(study), _plan_line(study), _floor_line(study), _base_line(study)
+    lines = (
+        interrupted(study),
+        _model_line(study),
+        _prompt_line(study),
+        _text_line(study),
+        _plan_line(study),
+        _floor_line(study),
+        _base_line(study),
+    )
     return [line for line in lines if line]
+
+
+def interrupted(study: Study) -> str:
+    """That the study is incomplete, and how far it had come."""
+    i = study.interrupted
+    if i is None:
+        return ""
+    if i.stage == "prompt":
+        return say("Incomplete: interrupted before the text. Only the prompt's figures are here; the same command goes on.")
+    return say(
+        "Incomplete: interrupted after {done} of {batches} of the text, which the figures are over; the same command goes on.",
+        done=f"{i.n_done:,}",
+        batches=count(i.n_batches, "batch", "batches"),
+    )
 
 
 def _model_line(study: Study) -> str:
     m = study.model
     if m is None:
         return ""
-    return (
-        f"Model {printable(m.name)}: {printable(m.arch)}, {count(m.n_layer, 'layer')} × {m.n_embd:,} channels, "
-        f"vocabulary {m.n_vocab:,}, {quantity(m.n_params)} parameters"
+    return say(
+        "Model {name}: {arch}, {layers} × {n_embd} channels, vocabulary {n_vocab}, {n_params} parameters",
+        name=printable(m.name),
+        arch=printable(m.arch),
+        layers=count(m.n_layer, "layer"),
+        n_embd=f"{m.n_embd:,}",
+        n_vocab=f"{m.n_vocab:,}",
+        n_params=quantity(m.n_params),
     )
 
 
@@ -41,35 +71,59 @@ def _prompt_line(study: Study) -> str:
     p = study.prompt
     if p is None:
         return ""
-    ids = " ".join(str(i) for i in p.ids[:12]) + (" …" if len(p.ids) > 12 else "")
-    what = f"Prompt {quoted(_cut(p.text, 60))}: " if p.text is not None else "Prompt: "
-    where = "all positions" if p.positions == "all" else "the last position"
-    return f"{what}{count(len(p.ids), 'token')} ({ids}); layer statistics over {where}"
+    facts = {
+        "tokens": count(len(p.ids), "token"),
+        "ids": " ".join(str(i) for i in p.ids[:12]) + (" …" if len(p.ids) > 12 else ""),
+        "where": say("all positions") if p.positions == "all" else say("the last position"),
+    }
+    if p.text is None:
+        return say("Prompt: {tokens} ({ids}); layer statistics over {where}", **facts)
+    return say("Prompt {text}: {tokens} ({ids}); layer statistics over {where}", text=quoted(_cut(p.text, 60)), **facts)
 
 
 def _text_line(study: Study) -> str:
     t = study.text
     if t is None:
         return ""
-    chunks = f"{count(t.n_chunks, 'chunk')} of {t.n_ctx:,}"
-    if t.n_chunks_given is not None and t.n_chunks < t.n_chunks_given:
-        chunks += f" (of {t.n_chunks_given:,}: stopped early, every mean KL being known well enough)"
-    where = "the second half of each chunk, as in llama-perplexity" if t.scoring == "llama.cpp" else "all but the last of each chunk"
-    return f"Text {printable(t.path)}: {t.n_tokens:,} tokens, {chunks}, {count(t.n_scored, 'position')} scored: {where}"
+    chunks, n_ctx = count(t.n_chunks, "chunk"), f"{t.n_ctx:,}"
+    if t.n_chunks_given is not None and t.n_chunks < t.n_chunks_given and study.interrupted is None:
+        what = say(
+            "{chunks} of {n_ctx} (of {given}: stopped early, every mean KL being known well enough)",
+            chunks=chunks,
+            n_ctx=n_ctx,
+            given=f"{t.n_chunks_given:,}",
+        )
+    else:
+        what = say("{chunks} of {n_ctx}", chunks=chunks, n_ctx=n_ctx)
+    if t.scoring == "llama.cpp":
+        where = say("the second half of each chunk, as in llama-perplexity")
+    else:
+        where = say("all but the last of each chunk")
+    return say(
+        "Text {path}: {n_tokens} tokens, {chunks}, {positions} scored: {where}",
+        path=printable(t.path),
+        n_tokens=f"{t.n_tokens:,}",
+        chunks=what,
+        positions=count(t.n_scored, "position"),
+        where=where,
+    )
 
 
 def _plan_line(study: Study) -> str:
     t = study.text
-    return f"Plan: {study.plan.sentence(t.n_ctx)}" if study.plan and t else ""
+    return say("Plan: {plan}", plan=study.plan.sentence(t.n_ctx)) if study.plan and t else ""
 
 
 def _floor_line(study: Study) -> str:
     f = study.floor
     if f is None:
         return ""
-    return (
-        f"Numerical floor: float32 rounding alone makes a KL divergence of {sci(f.kl_nats, 2)} nats on average, {sci(f.kl_nats_max, 2)} at "
-        f"most ({count(f.n_positions, 'position')}, against float64); nothing below means anything"
+    return say(
+        "Numerical floor: float32 rounding alone makes a KL divergence of {mean} nats on average, {most} at most ({positions}, against "
+        "float64); nothing below means anything",
+        mean=sci(f.kl_nats, 2),
+        most=sci(f.kl_nats_max, 2),
+        positions=count(f.n_positions, "position"),
     )
 
 
@@ -77,9 +131,13 @@ def _base_line(study: Study) -> str:
     b = study.base
     if b is None:
         return ""
-    return (
-        f"Base {printable(b.path)} (SHA-256 {b.sha256[:12]}…): log-probabilities of {count(b.n_chunks, 'chunk')} in steps of up to "
-        f"{sci(b.step_nats, 2)} nats; the KL divergence of one position means nothing below half of that"
+    return say(
+        "Base {path} (SHA-256 {sha256}…): log-probabilities of {chunks} in steps of up to {step} nats; the KL divergence of one position "
+        "means nothing below half of that",
+        path=printable(b.path),
+        sha256=b.sha256[:12],
+        chunks=count(b.n_chunks, "chunk"),
+        step=sci(b.step_nats, 2),
     )
 
 
@@ -95,15 +153,17 @@ def generated(study: Study) -> Section:
     reference = study.reference
     wanted = reference.generated[0].id if reference and reference.generated else None
     shown = [v for v in study.variants if v.generated]
-    columns = ["variant", "token", "id", "logit", "rank", "rank in original", "probability"]
-    columns += ["same token"] if wanted is not None else []
+    columns = [say("variant"), say("token"), say("id"), say("logit"), say("rank"), say("rank in original"), say("probability")]
+    columns += [say("same token")] if wanted is not None else []
     rows = tuple((label(study, v), *_token_cells(v.generated[0], wanted)) for v in shown)
     tables = [Table(tuple(columns), rows, text_columns=frozenset({0, 1}))] if rows else []
     tables += _continuations(study, shown)
     return Section(
-        "Generated token",
-        "The token with the largest logit after the prompt. Rank 1 is the largest; a rank in the original above 1 means that the "
-        "original would have said something else.",
+        say("Generated token"),
+        say(
+            "The token with the largest logit after the prompt. Rank 1 is the largest; a rank in the original above 1 means that the "
+            "original would have said something else."
+        ),
         tuple(tables),
     )
 
@@ -112,7 +172,7 @@ def _token_cells(g: Generated, wanted: int | None) -> list[str]:
     rank_there = MISSING if g.rank_in_original is None else f"{g.rank_in_original:,}"
     own = MISSING if g.rank is None else f"{g.rank:,}"
     cells = [quoted(g.text), str(g.id), fixed(g.logit, 4), own, rank_there, percent(g.prob, 3)]
-    return cells if wanted is None else [*cells, "yes" if g.id == wanted else f"{DIFFERS} no"]
+    return cells if wanted is None else [*cells, say("yes") if g.id == wanted else say("{mark} no", mark=DIFFERS)]
 
 
 def _continuations(study: Study, shown: Sequence[Variant]) -> list[Table]:
@@ -120,7 +180,7 @@ def _continuations(study: Study, shown: Sequence[Variant]) -> list[Table]:
     if not any(len(v.generated) > 1 for v in shown):
         return []
     rows = tuple((label(study, v), quoted("".join(g.text for g in v.generated))) for v in shown)
-    return [Table(("variant", "greedy continuation"), rows, text_columns=frozenset({0, 1}))]
+    return [Table((say("variant"), say("greedy continuation")), rows, text_columns=frozenset({0, 1}))]
 
 
 # ---- Layers -------------------------------------------------------------------------------------------------------------
@@ -131,13 +191,15 @@ Show = Callable[[LayerRow], str]
 def layer_outputs(study: Study) -> Section:
     """Input RMS, output RMS with its growth, and mean, for every variant and the original."""
     return Section(
-        "Layer by layer",
-        "RMS = sqrt(mean(x²)) and mean over all channels of the residual stream. Input of a layer = output of the one before it; "
-        "growth = output RMS against that of the first layer.",
+        say("Layer by layer"),
+        say(
+            "RMS = sqrt(mean(x²)) and mean over all channels of the residual stream. Input of a layer = output of the one before it; "
+            "growth = output RMS against that of the first layer."
+        ),
         _tables(
-            by_layer(study, study.variants, lambda r: sig(r.input_rms, 4), "Input RMS"),
-            by_layer(study, study.variants, lambda r: f"{sig(r.output_rms, 4)} {times(r.rms_growth):>6}", "Output RMS and its growth"),
-            by_layer(study, study.variants, lambda r: mean(r.mean), "Mean of the output"),
+            by_layer(study, study.variants, lambda r: sig(r.input_rms, 4), say("Input RMS")),
+            by_layer(study, study.variants, lambda r: f"{sig(r.output_rms, 4)} {times(r.rms_growth):>6}", say("Output RMS and its growth")),
+            by_layer(study, study.variants, lambda r: mean(r.mean), say("Mean of the output")),
         ),
     )
 
@@ -151,21 +213,28 @@ def swiglu(study: Study) -> Section:
         return f"{FLAG} {mean(row.swiglu_mean)}" if flagged else mean(row.swiglu_mean)
 
     return Section(
-        "SwiGLU",
-        "RMS and mean of silu(gate)·up, the widest signal of a layer.",
+        say("SwiGLU"),
+        say("RMS and mean of silu(gate)·up, the widest signal of a layer."),
         _tables(
-            by_layer(study, having, lambda r: sig(r.swiglu_rms, 4), "SwiGLU RMS"),
-            by_layer(study, having, cell, "SwiGLU mean", _flag_notes(having)),
+            by_layer(study, having, lambda r: sig(r.swiglu_rms, 4), say("SwiGLU RMS")),
+            by_layer(study, having, cell, say("SwiGLU mean"), tuple(_flag_note(*f) for f in _flagged(having))),
         ),
     )
 
 
-def _flag_notes(variants: Sequence[Variant]) -> tuple[str, ...]:
-    return tuple(
-        f"{FLAG} {printable(v.name)}, layer {row.layer}: |mean|/RMS is {sig(f.mean_to_rms)}, {times(f.times)} the "
-        f"{'value' if f.n_others == 1 else 'median'} {sig(f.median_of_others)} of {count(f.n_others, 'other variant')}"
-        for v, row, f in _flagged(variants)
-    )
+def _flag_note(v: Variant, row: LayerRow, f: Flag) -> str:
+    facts = {
+        "mark": FLAG,
+        "name": printable(v.name),
+        "layer": row.layer,
+        "ratio": sig(f.mean_to_rms),
+        "times": times_in_words(f.times),
+        "others": sig(f.median_of_others),
+        "variants": count(f.n_others, "other variant"),
+    }
+    if f.n_others == 1:
+        return say("{mark} {name}, layer {layer}: |mean|/RMS is {ratio}, {times} the value {others} of {variants}", **facts)
+    return say("{mark} {name}, layer {layer}: |mean|/RMS is {ratio}, {times} the median {others} of {variants}", **facts)
 
 
 def _flagged(variants: Sequence[Variant]) -> list[tuple[Variant, LayerRow, Flag]]:
@@ -177,12 +246,14 @@ def errors(study: Study) -> Section:
     """NMSE, SQNR and cosine of the layer output against the original's."""
     having = [v for v in study.quantized if any(r.nmse is not None for r in v.layers)]
     return Section(
-        "Error against the original",
-        "NMSE = Σ(original − variant)² / Σ original² of the layer output; SQNR = −10·log10(NMSE), higher is better; "
-        "cosine 1 = the same direction.",
+        say("Error against the original"),
+        say(
+            "NMSE = Σ(original − variant)² / Σ original² of the layer output; SQNR = −10·log10(NMSE), higher is better; "
+            "cosine 1 = the same direction."
+        ),
         _tables(
-            by_layer(study, having, lambda r: f"{sci(r.nmse)} {fixed(r.sqnr_db, 1):>5}", "NMSE and SQNR [dB]"),
-            by_layer(study, having, lambda r: fixed(r.cos_sim, 6), "Cosine"),
+            by_layer(study, having, lambda r: f"{sci(r.nmse)} {fixed(r.sqnr_db, 1):>5}", say("NMSE and SQNR [dB]")),
+            by_layer(study, having, lambda r: fixed(r.cos_sim, 6), say("Cosine")),
         ),
     )
 
@@ -196,7 +267,7 @@ def by_layer(study: Study, variants: Sequence[Variant], show: Show, caption: str
         return None
     cells = tuple((str(i), *(show(rows[i]) if i in rows else MISSING for rows in having)) for i in numbers)
     important = frozenset(row.layer for _, row, _ in _flagged(variants)[:MOST_IMPORTANT])
-    return Table(("layer", *(label(study, v) for v in variants)), cells, caption, footnotes, tuple(numbers), important, frozenset())
+    return Table((say("layer"), *(label(study, v) for v in variants)), cells, caption, footnotes, tuple(numbers), important, frozenset())
 
 
 def _tables(*tables: Table | None) -> tuple[Table, ...]:
@@ -210,15 +281,18 @@ def sizes(study: Study) -> Section:
     """File size, bits per weight, and how many tensors have which type."""
     shown = [v for v in study.variants if v.file_bytes is not None or v.bpw is not None or v.types]
     whole = study.reference.file_bytes if study.reference else None
+    cached = any(v.kv for v in shown)
     rows = tuple(
         (
             label(study, v),
             size(v.file_bytes),
             percent(v.file_bytes / whole, 3) if whole and v.file_bytes else MISSING,
             fixed(v.bpw, 2),
-            ", ".join(f"{n} × {t}" for t, n in v.type_counts().items()) or MISSING,
+            *((size(v.kv_bytes),) if cached else ()),
+            joined(f"{n} × {t}" for t, n in v.type_counts().items()) or MISSING,
         )
         for v in shown
     )
-    table = Table(("variant", "file size", "of original", "bits/weight", "tensors by type"), rows, text_columns=frozenset({0, 4}))
-    return Section("Size", "", (table,) if rows else ())
+    cache = (say("cache/token"),) if cached else ()
+    columns = (say("variant"), say("file size"), say("of original"), say("bits/weight"), *cache, say("tensors by type"))
+    return Section(say("Size"), "", (Table(columns, rows, text_columns=frozenset({0, len(columns) - 1})),) if rows else ())

@@ -12,6 +12,8 @@ from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from quantscope.language import retold, say
+from quantscope.report.prose import Prose
 from quantscope.report.table import DIFFERS, FLAG, Table
 from quantscope.report.tables import header, sections
 from quantscope.results import Study
@@ -33,17 +35,17 @@ def render(study: Study, width: int = 100, full: str = "report.md") -> Renderabl
     """
     parts: list[RenderableType] = []
     if study.findings:
-        parts += [Text(study.findings[0].text, style="bold"), Text()]
-    parts += [Text(line, style="dim") for line in header(study)]
+        parts += [Prose(study.findings[0].text, style="bold"), Text()]
+    parts += [Prose(line, style="dim") for line in header(study)]
     for section in sections(study):
         parts += [Text(), Text(section.title, style="bold cyan")]
-        parts += [Text(section.explanation, style="dim")] if section.explanation else []
+        parts += [Prose(section.explanation, style="dim")] if section.explanation else []
         for table in section.tables:
             parts += grid(table, width, full)
     if len(study.findings) > 1:
-        parts += [Text(), Text("Findings", style="bold cyan"), _findings(study)]
+        parts += [Text(), Text(say("Findings"), style="bold cyan"), _findings(study)]
     if study.notes:
-        parts += [Text(), Text("Notes", style="bold cyan"), *(Text(f"• {printable(n)}") for n in study.notes)]
+        parts += [Text(), Text(say("Notes"), style="bold cyan"), *(Prose(f"• {printable(retold(n))}") for n in study.notes)]
     return Group(*parts)
 
 
@@ -53,25 +55,29 @@ def _findings(study: Study) -> RenderableType:
     pairs.add_column(style="cyan", no_wrap=True)
     pairs.add_column(overflow="fold")
     for f in study.findings[1:]:
-        pairs.add_row(f.id, Text(f.text))
+        pairs.add_row(f.id, Prose(f.text))
     return pairs
 
 
 def grid(table: Table, width: int, full: str = "") -> list[RenderableType]:
     """A table as renderables, cut into several where it is wider than ``width``; ``full`` names where all rows and flags are."""
     rows, said = sample(table, full)
-    parts: list[RenderableType] = [Text(), Text(table.caption, style="italic")] if table.caption else [Text()]
+    parts: list[RenderableType] = [Text(), Prose(table.caption, style="italic")] if table.caption else [Text()]
     headings = [folded(c, WIDEST_NAME) for c in table.columns]
     rows = [(folded(first, WIDEST_NAME), *others) for first, *others in rows]
     for i, columns in enumerate(fitting(headings, rows, width, table.text_columns)):
         parts += [Text()] if i else []
         parts.append(_grid(table, headings, rows, columns))
     if said:
-        parts.append(Text(said, style="dim"))
+        parts.append(Prose(said, style="dim"))
     notes = table.footnotes[:MOST_FOOTNOTES]
-    parts += [Text(note, style="yellow") for note in notes]
+    parts += [Prose(note, style="yellow") for note in notes]
     if len(notes) < len(table.footnotes):
-        parts.append(Text(f"{FLAG} {len(table.footnotes) - len(notes)} more flagged cells: see {full}", style="yellow"))
+        parts.append(
+            Text(
+                say("{mark} {n} more flagged cells: see {full}", mark=FLAG, n=len(table.footnotes) - len(notes), full=full), style="yellow"
+            )
+        )
     return [parts[0], *(Padding(p, (0, 0, 0, INDENT), expand=False) for p in parts[1:])]
 
 
@@ -97,7 +103,7 @@ def _grid(table: Table, headings: Sequence[str], rows: Sequence[tuple[str, ...]]
 
 def _cell(text: str) -> Text:
     style = "yellow" if text.startswith(FLAG) else "red" if text.startswith(DIFFERS) else ""
-    return Text(text, style=style)
+    return Prose(text, style=style)
 
 
 def sample(table: Table, full: str) -> tuple[list[tuple[str, ...]], str]:
@@ -107,7 +113,8 @@ def sample(table: Table, full: str) -> tuple[list[tuple[str, ...]], str]:
         return list(table.rows), ""
     chosen = {round(i * (n - 1) / (MOST_ROWS - 1)) for i in range(MOST_ROWS)}
     chosen |= {i for i, layer in enumerate(table.layers) if layer in table.important}
-    return [row for i, row in enumerate(table.rows) if i in chosen], f"{len(chosen)} of {n} layers shown; all of them are in {full}"
+    said = say("{shown} of {n} layers shown; all of them are in {full}", shown=len(chosen), n=n, full=full)
+    return [row for i, row in enumerate(table.rows) if i in chosen], said
 
 
 def fitting(headings: Sequence[str], rows: Sequence[tuple[str, ...]], width: int, wrapping: Collection[int] = ()) -> list[list[int]]:

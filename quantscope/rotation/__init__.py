@@ -19,10 +19,12 @@ from torch import Tensor
 
 from quantscope.arch.config import RopeConfig
 from quantscope.errors import NonFiniteError, ShapeError
+from quantscope.language import say
 from quantscope.metrics import nmse
+from quantscope.phrases import joined, listed, paragraph
 from quantscope.rotation.changes import MAKERS, number
 from quantscope.rotation.signals import RotationFit, Setting, Signals
-from quantscope.wording import listed, sci, sig
+from quantscope.wording import sci, sig
 
 Order: TypeAlias = Literal["canonical", "half", "interleaved"]
 
@@ -68,7 +70,7 @@ def fit_rotation(
     """
     _check(before, after, n_head, expected, positions)
     if not before.any() or not after.any():
-        verdict = "q (or k) is zero before or after the rotation: nothing can be said about it."
+        verdict = say("q (or k) is zero before or after the rotation: nothing can be said about it.")
         return RotationReport(float(nmse(after.flatten(), before.flatten())), (), False, (), None, verdict)
     signals = Signals(before.reshape(len(positions), n_head, -1), after.reshape(len(positions), n_head, -1), positions)
     order = None if reference is None else channel_order(reference, before, n_head, expected.dim)
@@ -167,7 +169,7 @@ def _report(signals: Signals, expected: Setting, order: Order | None) -> Rotatio
     rivals = [s for s in (good if as_expected else simplest)[1:] if len(s.differs) == n_changes and len(s.fitted) == len(good[0].fitted)]
     undecided = tuple(signals.verified(s) for s in rivals)
     expected_nmse = signals.verified(expected).nmse
-    verdict = _verdict(signals, expected_nmse, fits[0], undecided, as_expected) + _order_words(order)
+    verdict = paragraph([_verdict(signals, expected_nmse, fits[0], undecided, as_expected), _order_words(order)])
     return RotationReport(expected_nmse, fits, as_expected, undecided, order, verdict)
 
 
@@ -191,51 +193,84 @@ def _equivalent(a: Setting, b: Setting) -> bool:
 
 
 def _verdict(signals: Signals, expected_nmse: float, best: RotationFit, undecided: Sequence[RotationFit], as_expected: bool) -> str:
-    both = f"NMSE {sci(best.nmse, 2)} with it, {sig(expected_nmse, 2)} with the expected setting"
     if best.nmse > EXPLAINED:
-        closest = f"the closest is {best.text}, which leaves" if best.nmse < 0.5 else "the closest leaves"
-        return (
-            f"No setting of RoPE explains what the engine made of q (or k): {closest} NMSE {sig(best.nmse, 2)} "
-            f"({sig(expected_nmse, 2)} with the expected setting). {_free(signals, best.setting)}"
-        )
+        facts = {"left": sig(best.nmse, 2), "expected": sig(expected_nmse, 2)}
+        if best.nmse < 0.5:
+            unexplained = say(
+                "No setting of RoPE explains what the engine made of q (or k): the closest is {setting}, which leaves NMSE {left} "
+                "({expected} with the expected setting).",
+                setting=best.text,
+                **facts,
+            )
+        else:
+            unexplained = say(
+                "No setting of RoPE explains what the engine made of q (or k): the closest leaves NMSE {left} ({expected} with the "
+                "expected setting).",
+                **facts,
+            )
+        return paragraph([unexplained, _free(signals, best.setting)])
+    rivals = _first(undecided)
     if as_expected:
         rope = best.setting.rope
         if not signals.positions.any():
-            return "Nothing can be said about the rotation: position 0 turns nothing, and nothing was turned. Record more positions."
-        text = f"The engine rotated as expected (theta {number(rope.theta)}, {rope.layout} pairs): NMSE {sci(expected_nmse, 2)}."
-        return text + (f" These positions do not tell it from {_first(undecided)}." if undecided else "")
-    text = f"The engine rotated with {best.text}: {both}."
-    return text + (f" As good: {_first(undecided)}." if undecided else "")
+            return say("Nothing can be said about the rotation: position 0 turns nothing, and nothing was turned. Record more positions.")
+        text = say(
+            "The engine rotated as expected (theta {theta}, {layout} pairs): NMSE {error}.",
+            theta=number(rope.theta),
+            layout=rope.layout,
+            error=sci(expected_nmse, 2),
+        )
+        return paragraph([text, say("These positions do not tell it from {settings}.", settings=rivals) if undecided else ""])
+    text = say(
+        "The engine rotated with {setting}: NMSE {error} with it, {expected} with the expected setting.",
+        setting=best.text,
+        error=sci(best.nmse, 2),
+        expected=sig(expected_nmse, 2),
+    )
+    return paragraph([text, say("As good: {settings}.", settings=rivals) if undecided else ""])
 
 
 def _order_words(order: Order | None) -> str:
     if order in (None, "canonical"):
         return ""
-    theirs, ours = ("halves", "neighbours") if order == "half" else ("neighbours", "halves")
-    return (
-        f" Its channels lie in another order than the reference's: {theirs} are pairs here, {ours} there, as in a Hugging Face checkpoint "
-        f"and its GGUF file. That by itself changes no attention score."
-    )
+    if order == "half":
+        where = say(
+            "Its channels lie in another order than the reference's: halves are pairs here, neighbours there, as in a Hugging Face "
+            "checkpoint and its GGUF file."
+        )
+    else:
+        where = say(
+            "Its channels lie in another order than the reference's: neighbours are pairs here, halves there, as in a Hugging Face "
+            "checkpoint and its GGUF file."
+        )
+    return paragraph([where, say("That by itself changes no attention score.")])
 
 
 def _first(fits: Sequence[RotationFit], n: int = 3) -> str:
     more = len(fits) - n
     texts = [fit.text for fit in fits[:n]]
-    return f"{', '.join(texts)} or {more} more" if more > 0 else " or ".join(texts)
+    return say("{settings} or {n} more", settings=joined(texts), n=more) if more > 0 else say(" or ").join(texts)
 
 
 def _free(signals: Signals, s: Setting) -> str:
     """Whether the heads at least turn alike, pair by pair, by whatever angle; a single head always does."""
     if signals.before.shape[1] == 1:
-        return "Either its frequencies follow no known rule, or it recorded something else than what it rotated."
+        return say("Either its frequencies follow no known rule, or it recorded something else than what it rotated.")
     pairs = signals.pairs(s.rope)
     left = (pairs.rest + pairs.energy - 2 * float(pairs.cross.abs().sum())) / pairs.total
     if left > EXPLAINED:
-        return "The heads do not turn alike: it recorded something else than what it rotated, or does more than rotate."
+        return say("The heads do not turn alike: it recorded something else than what it rotated, or does more than rotate.")
     turns = pairs.cross[1:] * pairs.cross[:-1].conj()
     if len(turns) == 0 or (signals.positions.diff() != 1).any():
-        return f"All heads do turn alike in {s.rope.layout} pairs: the frequencies follow another rule."
+        return say("All heads do turn alike in {layout} pairs: the frequencies follow another rule.", layout=s.rope.layout)
     rates, expected = turns.sum(0).angle(), s.frequencies
     some = sorted({0, len(rates) // 2, len(rates) - 1})
-    shown = [f"pair {i} by {sig(float(rates[i]), 4)} (setting: {sig(float(expected[i]), 4)})" for i in some]
-    return f"All heads do turn alike in {s.rope.layout} pairs, but by other frequencies [rad per position]: {listed(shown)}."
+    shown = [
+        say("pair {i} by {rate} (setting: {expected})", i=i, rate=sig(float(rates[i]), 4), expected=sig(float(expected[i]), 4))
+        for i in some
+    ]
+    return say(
+        "All heads do turn alike in {layout} pairs, but by other frequencies [rad per position]: {pairs}.",
+        layout=s.rope.layout,
+        pairs=listed(shown),
+    )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from quantscope.arch.config import Llama3Scaling, RopeLayout
+from quantscope.language import mark, say
 from quantscope.rotation.signals import Pairs, Setting, Signals
 from quantscope.weights import llama3_factors
 from quantscope.wording import fixed
@@ -28,8 +29,11 @@ Maker: TypeAlias = Callable[[Setting, Signals], Iterator[Change]]
 
 def _layouts(s: Setting, signals: Signals) -> Iterator[Change]:
     other: RopeLayout = "half" if s.rope.layout == "interleaved" else "interleaved"
-    words = {"half": "halves (i, i + dim/2)", "interleaved": "neighbours (2i, 2i + 1)"}
-    yield f"pairs of {words[other]} instead of {words[s.rope.layout]}", replace(s, rope=replace(s.rope, layout=other))
+    words = {"half": say("halves (i, i + dim/2)"), "interleaved": say("neighbours (2i, 2i + 1)")}
+    yield (
+        say("pairs of {found} instead of {expected}", found=words[other], expected=words[s.rope.layout]),
+        replace(s, rope=replace(s.rope, layout=other)),
+    )
 
 
 def _dims(s: Setting, signals: Signals) -> Iterator[Change]:
@@ -38,10 +42,11 @@ def _dims(s: Setting, signals: Signals) -> Iterator[Change]:
         if d % 2:
             continue
         factors = None if s.factors is None or len(s.factors) < d // 2 else s.factors[: d // 2]
-        words = f"{d} channels of a head turning instead of {dim}"
-        yield f"{words} (and {d} in the exponent)", replace(s, rope=replace(s.rope, dim=d), factors=factors)
+        both = say("{found} channels of a head turning instead of {expected} (and {found} in the exponent)", found=d, expected=dim)
+        yield both, replace(s, rope=replace(s.rope, dim=d), factors=factors)
         kept = replace(s.rope, dim=d, theta=s.rope.theta ** (d / dim))
-        yield f"{words} (with {dim} in the exponent)", replace(s, rope=kept, factors=factors)
+        one = say("{found} channels of a head turning instead of {expected} (with {expected} in the exponent)", found=d, expected=dim)
+        yield one, replace(s, rope=kept, factors=factors)
 
 
 def _named_thetas(s: Setting, signals: Signals) -> Iterator[Change]:
@@ -51,7 +56,8 @@ def _named_thetas(s: Setting, signals: Signals) -> Iterator[Change]:
             yield _theta_words(known, theta), replace(s, rope=replace(s.rope, theta=known))
     D = signals.head_dim
     for e in sorted({dim // 2, 2 * dim, D // 2, D, 2 * D, D * signals.before.shape[1]} - {dim, 0}):
-        yield f"{e} channels in the exponent of theta instead of {dim}", replace(s, rope=replace(s.rope, theta=theta ** (dim / e)))
+        words = say("{found} channels in the exponent of theta instead of {expected}", found=e, expected=dim)
+        yield words, replace(s, rope=replace(s.rope, theta=theta ** (dim / e)))
 
 
 def _scalings(s: Setting, signals: Signals) -> Iterator[Change]:
@@ -60,37 +66,39 @@ def _scalings(s: Setting, signals: Signals) -> Iterator[Change]:
         return
     name = {"linear": "linear", "yarn": "YaRN"}[rope.scaling]
     plain = replace(rope, scaling="none", factor=1.0)
-    yield f"no {name} scaling (by {number(rope.factor)})", replace(s, rope=replace(plain, magnitude=1.0))
+    by = {"name": name, "factor": number(rope.factor)}
+    yield say("no {name} scaling (by {factor})", **by), replace(s, rope=replace(plain, magnitude=1.0))
     if rope.magnitude != 1:
-        yield f"no {name} scaling (by {number(rope.factor)}) of the frequencies", replace(s, rope=plain)
+        yield say("no {name} scaling (by {factor}) of the frequencies", **by), replace(s, rope=plain)
     if rope.scaling == "yarn":
         linear = replace(rope, scaling="linear")
-        yield f"linear scaling by {number(rope.factor)} of every pair instead of YaRN's", replace(s, rope=replace(linear, magnitude=1.0))
-        yield f"linear scaling by {number(rope.factor)} of every pair instead of YaRN's ramp", replace(s, rope=linear)
+        words = say("linear scaling by {factor} of every pair instead of YaRN's", factor=by["factor"])
+        yield words, replace(s, rope=replace(linear, magnitude=1.0))
+        yield say("linear scaling by {factor} of every pair instead of YaRN's ramp", factor=by["factor"]), replace(s, rope=linear)
     else:
-        yield f"linear scaling by {number(rope.factor)} applied twice", replace(s, rope=replace(rope, factor=rope.factor**2))
+        yield say("linear scaling by {factor} applied twice", factor=by["factor"]), replace(s, rope=replace(rope, factor=rope.factor**2))
 
 
 def _factors(s: Setting, signals: Signals) -> Iterator[Change]:
     if s.factors is not None:
-        yield "the frequency factors (rope_freqs.weight) ignored", replace(s, factors=None)
-        yield "the frequency factors (rope_freqs.weight) applied twice", replace(s, factors=s.factors.double() ** 2)
-        yield "frequencies multiplied by their factors (rope_freqs.weight), not divided", replace(s, factors=1 / s.factors.double())
+        yield say("the frequency factors (rope_freqs.weight) ignored"), replace(s, factors=None)
+        yield say("the frequency factors (rope_freqs.weight) applied twice"), replace(s, factors=s.factors.double() ** 2)
+        yield say("frequencies multiplied by their factors (rope_freqs.weight), not divided"), replace(s, factors=1 / s.factors.double())
     elif s.rope.scaling == "none":
         for name, scaling in LLAMA3.items():
             factors = llama3_factors(s.rope.theta, s.rope.dim, scaling)
             if (factors != 1).any():
-                yield f"{name}'s frequency factors, which this model has not", replace(s, factors=factors)
+                yield say("{name}'s frequency factors, which this model has not", name=name), replace(s, factors=factors)
 
 
 def _named_positions(s: Setting, signals: Signals) -> Iterator[Change]:
-    yield "no rotation at all", replace(s, scale=0.0)
-    yield "positions 1 too high (counted from 1?)", replace(s, start=1.0)
-    yield "positions 1 too low", replace(s, start=-1.0)
-    yield "the reverse rotation (the sign of sin)", replace(s, scale=-1.0)
-    yield "the rotation applied twice", replace(s, scale=2.0)
+    yield say("no rotation at all"), replace(s, scale=0.0)
+    yield say("positions 1 too high (counted from 1?)"), replace(s, start=1.0)
+    yield say("positions 1 too low"), replace(s, start=-1.0)
+    yield say("the reverse rotation (the sign of sin)"), replace(s, scale=-1.0)
+    yield say("the rotation applied twice"), replace(s, scale=2.0)
     for factor in (2, 4, 8, 16):
-        yield f"positions divided by {factor} (linear scaling)", replace(s, scale=1 / factor)
+        yield say("positions divided by {factor} (linear scaling)", factor=factor), replace(s, scale=1 / factor)
 
 
 def _fitted_positions(s: Setting, signals: Signals) -> Iterator[Change]:
@@ -98,12 +106,16 @@ def _fitted_positions(s: Setting, signals: Signals) -> Iterator[Change]:
     offsets = torch.arange(-FARTHEST, FARTHEST + 1, dtype=torch.float64)
     start = float(offsets[_summed(pairs, p, freqs, offsets).argmax()])
     if start:
-        yield f"positions {abs(start):.0f} too {'high' if start > 0 else 'low'}", replace(s, start=start)
+        words = mark("positions {n} too high") if start > 0 else mark("positions {n} too low")
+        yield say(words, n=f"{abs(start):.0f}"), replace(s, start=start)
     constant = float(offsets[FARTHEST:][_summed(pairs, 0 * p, freqs, offsets[FARTHEST:]).argmax()])
     if len(p) > 1 and constant:
-        yield f"position {constant:.0f} for every token", replace(s, scale=0.0, start=constant)
+        yield say("position {position} for every token", position=f"{constant:.0f}"), replace(s, scale=0.0, start=constant)
     scale = _best_scale(pairs, freqs, signals)
-    yield f"positions times {number(scale)}" + (f" (linear scaling by {number(1 / scale)})" if scale > 0 else ""), replace(s, scale=scale)
+    words = say("positions times {scale}", scale=number(scale))
+    if scale > 0:
+        words = say("positions times {scale} (linear scaling by {factor})", scale=number(scale), factor=number(1 / scale))
+    yield words, replace(s, scale=scale)
 
 
 def _fitted_theta(s: Setting, signals: Signals) -> Iterator[Change]:
@@ -116,12 +128,12 @@ def _fitted_magnitude(s: Setting, signals: Signals) -> Iterator[Change]:
     angles = s.places(signals.positions)[:, None] * s.frequencies
     magnitude = float(pairs.agreement(angles)) / pairs.energy if pairs.energy else 0.0
     if magnitude > 0:
-        words = f"magnitude {number(magnitude, 5)} instead of {number(s.rope.magnitude, 5)}"
+        words = say("magnitude {found} instead of {expected}", found=number(magnitude, 5), expected=number(s.rope.magnitude, 5))
         yield words, replace(s, rope=replace(s.rope, magnitude=magnitude))
 
 
 def _theta_words(theta: float, expected: float) -> str:
-    return f"theta {number(theta)} instead of {number(expected)}"
+    return say("theta {found} instead of {expected}", found=number(theta), expected=number(expected))
 
 
 def number(x: float, digits: int = 6) -> str:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from quantscope.arch.config import RopeConfig, RopeLayout
+from quantscope.language import say
 from quantscope.metrics import nmse
 from quantscope.model.rope import frequencies, rope_tables, rotate
-from quantscope.wording import listed
+from quantscope.phrases import listed
 
 NEAR_TOKENS, FIT_TOKENS = 32, 128  # that theta and scale are fitted on: first the early positions, where no angle is ambiguous
 
@@ -58,7 +59,7 @@ class RotationFit:
     @property
     def text(self) -> str:
         """``theta 500,000 instead of 10,000 and positions 1 too high``."""
-        return listed(self.setting.differs.values()) if self.setting.differs else "the expected setting"
+        return listed(self.setting.differs.values()) if self.setting.differs else say("the expected setting")
 
 
 @dataclass(frozen=True)

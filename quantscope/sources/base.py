@@ -69,6 +69,10 @@ class Source(Protocol):
     @property
     def file_bytes(self) -> int: ...
 
+    @property
+    def packing(self) -> str | None:
+        """How the checkpoint was quantized (``GPTQ``) whose tensors are shown as the values they stand for; None: as they are stored."""
+
     def raw(self, name: str) -> Bytes:
         """The tensor's bytes as a read-only, memory-mapped uint8 view.
 

@@ -278,6 +278,7 @@ class GgufSource:
     """
 
     format: Literal["gguf", "safetensors"] = "gguf"
+    packing: str | None = None
 
     def __init__(self, path: Path, data: Bytes) -> None:
         self.path = path
@@ -297,13 +298,17 @@ class GgufSource:
             return info.tensor.name, info
 
         self.metadata: Mapping[str, Any] = MappingProxyType(_collect(cur, n_kv, _MIN_KV_BYTES, "metadata keys", read_kv))
-        _refuse_split(cur, self.metadata)
         self.alignment = _alignment(cur, self.metadata)
         infos = _collect(cur, n_tensors, _MIN_TENSOR_BYTES, "tensors", read_tensor)
         self.data_offset = -(-cur.pos // self.alignment) * self.alignment
         _check_layout(cur, infos, self.alignment)
         self.tensors: Mapping[str, RawTensor] = MappingProxyType({name: info.tensor for name, info in infos.items()})
         self.offsets: Mapping[str, int] = MappingProxyType({name: self.data_offset + i.offset for name, i in infos.items()})
+
+    @property
+    def first(self) -> GgufSource:
+        """The file that holds the metadata: this one."""
+        return self
 
     def _end(self, name: str) -> int:
         return self.offsets[name] + self.tensors[name].n_bytes
@@ -348,17 +353,6 @@ class GgufSource:
         self._data = None
 
 
-def _refuse_split(cur: _Cursor, metadata: Mapping[str, Any]) -> None:
-    n = metadata.get("split.count", 0)
-    if not isinstance(n, int) or n <= 1:
-        return
-    part = metadata.get("split.no", 0)
-    raise UnsupportedVersionError(
-        f"{show(cur.path)}: this is part {part + 1 if isinstance(part, int) else part} of {n} of a split model, expected a whole one. "
-        f"Join the parts first with `llama-gguf-split --merge FIRST_PART.gguf WHOLE.gguf`, then open the whole file."
-    )
-
-
 def _alignment(cur: _Cursor, metadata: Mapping[str, Any]) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(value, int) or value <= 0 or value & (value - 1) or value >= 2**32:
@@ -379,7 +373,7 @@ def _check_layout(cur: _Cursor, infos: Mapping[str, _Info], alignment: int) -> N
 
 
 def open_gguf(path: Path, *, allow_truncated: bool = False) -> GgufSource:
-    """Open a GGUF file.
+    """Open one GGUF file; a part of a split model is opened alone (``split.open_parts`` opens all).
 
     Raises MissingFileError, NotAModelError, UnsupportedVersionError, CorruptFileError, UnsupportedTypeError and, unless
     ``allow_truncated``, TruncatedFileError when a tensor ends past the end of the file; with it only ``raw`` raises, so that the

@@ -19,13 +19,16 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from quantscope.errors import CorruptFileError, MissingFileError, TruncatedFileError, UnsupportedTypeError
-from quantscope.qtypes import QTYPES
+from quantscope.qtypes import QTYPES, QuantType
 from quantscope.sources.base import Bytes, RawTensor, missing_tensor, show
 from quantscope.sources.files import advise, map_file, parse_json_object, read_json_object, sha256_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "generation_config.json")
-DTYPES = ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")  # the same names as in QTYPES
+SMALL = {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "U32": 4, "U64": 8}  # [bytes] of what ggml has no type for
+DTYPES: Mapping[str, QuantType] = {name: QTYPES[name] for name in ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")} | {
+    name: QuantType(name, -1, 1, size) for name, size in SMALL.items()
+}
 MAX_HEADER = 100_000_000  # [bytes] the limit of the safetensors package
 
 
@@ -43,6 +46,7 @@ class SafetensorsSource:
     """
 
     format: Literal["gguf", "safetensors"] = "safetensors"
+    packing: str | None = None
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
@@ -183,12 +187,12 @@ def _entry(path: Path, name: str, entry: object, data_start: int) -> _Stored:
             raise _corrupt(path, f"the header entry of tensor {name!r} is {str(entry)[:80]}, expected dtype, shape and data_offsets")
     if dtype not in DTYPES:
         raise UnsupportedTypeError(
-            f"{show(path)}: tensor {name!r} has dtype {dtype}, expected one of {', '.join(DTYPES)}. The checkpoint is already quantized "
-            f"(FP8, bitsandbytes, GPTQ ...): take the original F16 or BF16 weights, or a GGUF file of this model."
+            f"{show(path)}: tensor {name!r} has dtype {dtype}, expected one of {', '.join(DTYPES)}. It was written by a "
+            f"newer program, or is packed in an unknown way: take the original F16 or BF16 weights, or a GGUF file of this model."
         )
     if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
         raise _corrupt(path, f"tensor {name!r} has the shape {shape}, expected positive sizes")
-    tensor = RawTensor(name, QTYPES[dtype], tuple(shape))
+    tensor = RawTensor(name, DTYPES[dtype], tuple(shape))
     if begin < 0 or end - begin != tensor.n_bytes:
         raise _corrupt(path, f"tensor {name!r} has data_offsets {begin} to {end}, expected {tensor.n_bytes} bytes for {dtype} {shape}")
     return _Stored(tensor, path.name, data_start + begin)

@@ -32,6 +32,14 @@ def _encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
         from quantscope.tokenizers.spm import SpmEncoder
 
         return SpmEncoder(vocabulary)
+    if vocabulary.model == "bert":
+        from quantscope.tokenizers.wordpiece import WordPieceEncoder
+
+        return WordPieceEncoder(vocabulary)
+    if vocabulary.model == "t5":
+        from quantscope.tokenizers.unigram import UnigramEncoder
+
+        return UnigramEncoder(vocabulary)
     from quantscope.tokenizers.bpe import BpeEncoder
 
     return BpeEncoder(vocabulary)

@@ -1,6 +1,6 @@
 """Text ↔ ids with the vocabulary inside a GGUF file, equal to llama.cpp's ``llama_tokenize``.
 
-    text → cut out special tokens → each stretch of plain text through the model's BPE → ids
+    text → cut out special tokens → each stretch of plain text through the model's encoder → ids
 
 Source: ``tokenizer_st_partition`` and ``tokenize`` in src/llama-vocab.cpp.
 """
@@ -12,7 +12,7 @@ from functools import cached_property
 
 from quantscope.tokenizers.base import check_text
 from quantscope.tokenizers.pieces import PieceDecoder
-from quantscope.tokenizers.vocabulary import Vocabulary
+from quantscope.tokenizers.vocabulary import MODELS, Vocabulary
 
 _ASCII_SPACES = " \t\n\v\f\r"
 
@@ -31,12 +31,18 @@ class GgmlTokenizer(PieceDecoder):
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         v = self.vocabulary
         prefix = " " if v.model == "llama" and v.add_space_prefix else ""  # every plain stretch starts the text or follows a special token
-        ids = [v.bos_id] if add_special and self.add_bos and v.bos_id is not None else []
+        first, last = self._around() if add_special else ([], [])
+        ids = [*first]
         for part in self._partition(check_text(text), parse_special):
             ids += [part] if isinstance(part, int) else self._encoder(prefix + part)
-        if add_special and self.add_eos and v.eos_id is not None:
-            ids.append(v.eos_id)
-        return ids
+        return [*ids, *last]
+
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The tokens before and after a text."""
+        v = self.vocabulary
+        if MODELS[v.model].always_around:
+            return [v.bos_id] if v.bos_id is not None else [], [v.sep_id] if v.sep_id is not None else []
+        return [v.bos_id] if self.add_bos and v.bos_id is not None else [], [v.eos_id] if self.add_eos and v.eos_id is not None else []
 
     def _partition(self, text: str, parse_special: bool) -> list[str | int]:
         """The text cut at its special tokens, longest tokens first: plain stretches as str, tokens as ids."""
@@ -49,12 +55,17 @@ class GgmlTokenizer(PieceDecoder):
         return parts
 
 
-def _cut(text: str, spelling: str, token: int, strip_right: bool) -> Iterator[str | int]:
-    """The stretches between the occurrences of a token, and the token at each; empty stretches are left out."""
+def _cut(text: str, spelling: str, token: int, strip: tuple[bool, bool]) -> Iterator[str | int]:
+    """The stretches between the occurrences of a token, and the token at each; empty stretches are left out.
+
+    strip: whether the token swallows the white space before it, and after it.
+    """
+    strip_left, strip_right = strip
     start = 0
     while (hit := text.find(spelling, start)) >= 0:
-        if start < hit:
-            yield text[start:hit]
+        before = text[start:hit].rstrip(_ASCII_SPACES) if strip_left else text[start:hit]
+        if before:
+            yield before
         yield token
         start = hit + len(spelling)
         while strip_right and start < len(text) and text[start] in _ASCII_SPACES:

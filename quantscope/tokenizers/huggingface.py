@@ -14,6 +14,7 @@ import numpy as np
 import tokenizers
 
 from quantscope.errors import VocabularyError
+from quantscope.language import english
 from quantscope.sources.base import show
 from quantscope.sources.files import read_json_object
 from quantscope.tokenizers.base import Tokenizer, check_text
@@ -97,8 +98,12 @@ def _bos_note(path: Path, wanted: bool, added: bool) -> tuple[str, ...]:
     if not wanted or added:
         return ()
     return (
-        f"{show(path)} adds no BOS token although {CONFIG} has add_bos_token: true; it is followed, as Transformers 5 does, and the GGUF "
-        f"file of this model may add one.",
+        english(
+            "{path} adds no BOS token although {config} has add_bos_token: true; it is followed, as Transformers 5 does, and the GGUF file "
+            "of this model may add one.",
+            path=show(path),
+            config=CONFIG,
+        ),
     )
 
 

@@ -66,12 +66,15 @@ class PieceDecoder:
         if kind in (Kind.CONTROL, Kind.UNKNOWN) and not special:
             return b""
         if token not in self._pieces:
-            self._pieces[token] = token_bytes(self.vocabulary.tokens[token], kind, self.vocabulary.model)
+            self._pieces[token] = token_bytes(self.vocabulary.tokens[token], kind, self.vocabulary.spaces)
         return self._pieces[token]
 
 
-def token_bytes(text: str, kind: int, model: str) -> bytes:
-    """The bytes a token of this kind stands for, control tokens spelled out."""
+def token_bytes(text: str, kind: int, spaces: bool) -> bytes:
+    """The bytes a token of this kind stands for, control tokens spelled out.
+
+    spaces: the token is text with ▁ for a space; otherwise it is in the byte alphabet.
+    """
     raw = text.encode("utf-8", "surrogateescape")
     if kind in (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED):
         return raw
@@ -79,7 +82,7 @@ def token_bytes(text: str, kind: int, model: str) -> bytes:
         return bytes.fromhex(text[3:5]) if _BYTE_TOKEN.fullmatch(text) else raw
     if kind != Kind.NORMAL:
         return b""
-    if model == "llama":
+    if spaces:
         return raw.replace(_SPACE, b" ")
     return b"".join(_letter_bytes(letter, raw) for letter in raw.decode("utf-8", "replace"))
 

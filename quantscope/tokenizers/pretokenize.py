@@ -1,7 +1,8 @@
 """Cutting text into the words that byte-pair merges may not cross: one row per published pre-tokenizer.
 
 A row's patterns apply one after the other.  Each cuts every piece of text so far into its matches and what lies between them,
-as llama.cpp does; a match never looks past its piece.  ``\\p{L}``, N, P, S, M are Unicode categories, ``\\s`` is White_Space.
+as llama.cpp does; a match never looks past its piece.  ``\\p{L}``, N, P, S, M are Unicode categories, ``\\p{Han}`` the Han blocks,
+``\\s`` is White_Space.
 
 Python's ``re`` has no ``\\p{...}``, so such a pattern runs over the *class text*, one byte per character: ASCII stays itself, any
 other character becomes the byte of its class.  Ids then do not depend on the Unicode version of Python or of a library.
@@ -16,17 +17,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Any, TypeAlias
 
-import numpy as np
+from quantscope.tokenizers.characters import CLASS_BYTE, ascii_members, class_text
 
 Span: TypeAlias = tuple[int, int]  # [start, end) in characters
-Table: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
-# The byte that stands for a non-ASCII character of each class; \v is white space to `re` in bytes patterns, where no byte above 0x7F is.
-CLASS_BYTE: Mapping[str, int] = {"W": 0x0B, "N": 0xD1, "L": 0xD2, "P": 0xD3, "M": 0xD4, "S": 0xD5}
-OTHER = 0xD0  # controls, unassigned, private use
 _WIDE_SPACES = dict.fromkeys([0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000], "\v")
 
 
@@ -36,6 +32,9 @@ class PreTokenizer:
 
     ignore_merges: a word that is itself a token is not merged from bytes.  add_bos: default when the file does not say.
     clean_spaces: spaces before punctuation are dropped from decoded text.  no_bos: the file names a BOS token, or there is none.
+    raw: words are merged from characters, with ▁ for a space, and what is no token becomes its bytes <0x00> to <0xFF>; otherwise
+    from the letters of the byte alphabet.  newline_runs: a run of newlines that is a token is not merged from its parts.
+    strip_left: this token swallows the white space before it.
     """
 
     patterns: tuple[str, ...]
@@ -43,6 +42,9 @@ class PreTokenizer:
     add_bos: bool = False
     clean_spaces: bool = True
     no_bos: bool = False
+    raw: bool = False
+    newline_runs: bool = False
+    strip_left: str = ""
 
 
 _CONTRACTIONS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
@@ -52,7 +54,8 @@ _LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_PUN
 _QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_PUNCTUATION_SPACES}"
 _QWEN35 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # Upper- and lower-case letters outside ASCII fall into one class, as in llama.cpp.
-_UPPER, _LOWER = r"((?=[\p{L}])([^a-z]))", r"((?=[\p{L}])([^A-Z]))"
+_LETTER, _LETTER_MARK = r"(?=[\p{L}])", r"(?=[\p{L}\p{M}])"
+_UPPER, _LOWER = rf"({_LETTER}([^a-z]))", rf"({_LETTER}([^A-Z]))"
 _CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+TAIL|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*TAIL"
 _SLASH_SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TEKKEN = rf"{_CASED.replace('TAIL', '')}|\p{{N}}|{_SLASH_SPACES}"
@@ -86,71 +89,87 @@ _DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_ASIAN, r"\p{
 _BLOOM = r" ?[^(\s|.,!?\u2026\u3002\uFF0C\u3001\u0964\u06D4\u060C)]+"
 _BAILING = r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 _SEED = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+_NO_CONTRACTIONS = rf"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_PUNCTUATION_SPACES}"
+_EXAONE_MOE = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?|\s*[\r\n]"
+    r"|\s+(?!\S)|\s+"
+)
+_SPACE_RUNS = "|".join(rf"\s{{{n}}}(?!\S)" for n in ("512", "256", "128", "64", "32", "16", "8", "4", "1,2"))
+_JAIS2 = _LLAMA3.replace(r"\s+(?!\S)|\s+", rf"{_SPACE_RUNS}|\s")
+_WORDS = rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+{_CONTRACTIONS}?"  # upper and lower case are one class in llama.cpp
+_YOUTU = (
+    r"[\uAC00-\uD7A3\u3131-\u318E]+|[\uFF01\u2026\u201C\u201D\u2018\u2019\u2014\uFF1A\uFF1B\uFF0C\u3001-\u303F\uFE30-\uFE4F]+"
+    r"|[\u3105-\u312F]+|[\u4E00-\u9FA5\u3040-\u309F\u30A0-\u30FF]+",
+    rf"{_WORDS}|\p{{N}}|{_SLASH_SPACES}",
+)
+# a1234567 → a1 234 567: in llama.cpp the first digits stay with the text before them.
+_DIGITS_FROM_THE_RIGHT = r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))|[^\p{N}]+\Z"
+_TINY_AYA = (_DIGITS_FROM_THE_RIGHT, rf"{_WORDS}|\p{{N}}{{1,3}}|{_SLASH_SPACES}")
+_AFMOE = (
+    _DIGITS_FROM_THE_RIGHT,
+    r"[\u4E00-\u9FFF\u3400-\u4DBF\u8C48-\uFAFF\u3040-\u30FF\uFF65-\uFF9F\u2F00-\u2FDF\u0E40-\u0EFF\u1780-\u17FF"
+    r"\u1000-\u109F\uAA60-\uAA7F\uA9E0-\uA9FF\uAC00-\uD7AF\u1100-\u11FF]+",
+    _DEEPSEEK3[2],
+)
+_KIMI = rf"\p{{Han}}+|[^\r\n\p{{L}}\p{{N}}]?(?:(?!\p{{Han}})\p{{L}})+{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_PUNCTUATION_SPACES}"
+_CHAMELEON = (r"<sentinel:[0-9]+>", r"(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"([\t\n]|    |  )", r"\p{N}", r"[\p{P}!-/:-@\[-`{-~]", _GPT2)
+_SPARK = (r"\p{N}{1,3}", _DEEPSEEK3[1], _DEEPSEEK3[2].replace(r"[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+", r"[\p{P}\p{S}]+|[\r\n]"), r"\p{N}")
+_LINES = r"[^\n]+|[\n]+"
 _MINICPM5 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}+|{_PUNCTUATION_SPACES}"
 _DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 
 # fmt: off
 _ROWS: tuple[tuple[str, PreTokenizer], ...] = (  # names as in tokenizer.ggml.pre, separated by spaces
     ("default", PreTokenizer(_DEFAULT)),
-    ("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2", PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)),
-    ("gpt-2 phi-2 mpt olmo jais gigachat a.x-4.0 mellum exaone4", PreTokenizer((_GPT2,))),
+    ("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
+     PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)),
+    ("gpt-2 phi-2 mpt olmo jais gigachat a.x-4.0 mellum exaone4 jina-es jina-de jina-v1-en roberta-bpe modern-bert",
+     PreTokenizer((_GPT2,))),
+    ("jina-v2-es jina-v2-de jina-v2-code", PreTokenizer((_GPT2,), strip_left="<mask>")),
     ("trillion granite-docling", PreTokenizer((_GPT2,), clean_spaces=False)),
     ("qwen2 deepseek-r1-qwen kormo f2llmv2 hunyuan solar-open grok-2", PreTokenizer((_QWEN2,), clean_spaces=False)),
     ("stablelm2 megrez", PreTokenizer((_QWEN2,))),
+    ("ufakzeka", PreTokenizer((_NO_CONTRACTIONS,), clean_spaces=False)),
     ("qwen35", PreTokenizer((_QWEN35,), clean_spaces=False)),
     ("dbrx smaug-bpe", PreTokenizer((_LLAMA3,))),
     ("glm4 glm5", PreTokenizer((_LLAMA3,), ignore_merges=True, no_bos=True)),
     ("chatglm-bpe", PreTokenizer((_LLAMA3,), no_bos=True)),
+    ("jais-2", PreTokenizer((_JAIS2,))),
     ("starcoder refact codeshell exaone minerva-7b mellum2", PreTokenizer((r"\p{N}", _GPT2))),
     ("command-r smollm", PreTokenizer((r"\p{N}", _GPT2), clean_spaces=False)),
     ("falcon", PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"))),
     ("deepseek-llm", PreTokenizer(_DEEPSEEK_LLM, clean_spaces=False)),
     ("deepseek-coder", PreTokenizer(_DEEPSEEK_CODER, clean_spaces=False)),
     ("deepseek-v3 hunyuan-dense joyai-llm hy_v4", PreTokenizer(_DEEPSEEK3, clean_spaces=False)),
+    ("spark2_5", PreTokenizer(_SPARK, clean_spaces=False)),
     ("tekken", PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True, clean_spaces=False)),
     ("gpt-4o llama4 kanana2 talkie minimax-m2", PreTokenizer((_GPT4O,), clean_spaces=False)),
+    ("granite-embed-multi-97m", PreTokenizer((_GPT4O.replace(_LETTER, _LETTER_MARK),), ignore_merges=True, clean_spaces=False)),
+    ("tiny_aya cohere2moe", PreTokenizer(_TINY_AYA, clean_spaces=False)),
+    ("youtu", PreTokenizer(_YOUTU, ignore_merges=True, clean_spaces=False)),
+    ("kimi-k2", PreTokenizer((_KIMI,), clean_spaces=False)),
     ("bloom gpt3-finnish", PreTokenizer((_BLOOM,))),
     ("poro-chat", PreTokenizer((_BLOOM,), clean_spaces=False)),
     ("viking", PreTokenizer((_BLOOM, r"\p{N}"), clean_spaces=False)),
     ("bailingmoe bailingmoe2 llada-moe", PreTokenizer((_BAILING,), clean_spaces=False)),
     ("seed-coder", PreTokenizer((_SEED,), clean_spaces=False)),
     ("minicpm5", PreTokenizer((r"\p{N}{1,3}", _MINICPM5), ignore_merges=True)),
+    ("exaone-moe", PreTokenizer((_EXAONE_MOE,))),
+    ("afmoe", PreTokenizer(_AFMOE, clean_spaces=False)),
+    ("laguna", PreTokenizer((_LINES, _QWEN2), clean_spaces=False)),
+    ("superbpe", PreTokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))"), clean_spaces=False)),
+    ("chameleon", PreTokenizer(_CHAMELEON, add_bos=True, clean_spaces=False)),
+    ("gemma4 granite-embed-multi-311m", PreTokenizer((_LINES,), add_bos=True, raw=True, newline_runs=True)),
+    ("sarvam-moe", PreTokenizer((_LINES,), clean_spaces=False, raw=True)),
 )
 # fmt: on
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {name: row for names, row in _ROWS for name in names.split()}
 
 
-@cache
-def class_table() -> Table:
-    """Code point → byte of the class text: ASCII as it is, else CLASS_BYTE of its class.  Shape [0x110000], uint8."""
-    table = np.full(0x110000, OTHER, np.uint8)
-    for name, start, end in _class_ranges():
-        table[start:end] = CLASS_BYTE[name]
-    table[:0x80] = np.arange(0x80)
-    return table
-
-
-def _class_ranges() -> Iterator[tuple[str, int, int]]:
-    """(class, first, last + 1) of unicode_classes.txt."""
-    text = files("quantscope.tokenizers").joinpath("unicode_classes.txt").read_text("utf-8")
-    for line in text.splitlines():
-        if line.startswith("#"):
-            continue
-        name, *ranges = line.split()
-        for item in ranges:
-            first, _, last = item.partition("-")
-            yield name, int(first, 16), int(last or first, 16) + 1
-
-
-def class_text(text: str) -> bytes:
-    """One byte per character of the text; no surrogates."""
-    return class_table()[np.frombuffer(text.encode("utf-32-le"), np.uint32)].tobytes()
-
-
-def _class_members(name: str) -> str:
-    """What a category is inside the brackets of a class-text pattern: its ASCII characters and its byte."""
-    ascii_members = [chr(c) for n, start, end in _class_ranges() if n == name for c in range(start, min(end, 0x80))]
-    return "".join(map(re.escape, ascii_members)) + chr(CLASS_BYTE[name])
+def _members(name: str) -> str:
+    """What a category is inside the brackets of a class-text pattern: its ASCII characters and its bytes."""
+    parts = {"L": "LH", "Han": "Hh"}.get(name, name)
+    return "".join(re.escape(ascii_members(part)) + chr(CLASS_BYTE[part]) for part in parts)
 
 
 @cache
@@ -163,9 +182,9 @@ def _compile(pattern: str) -> tuple[re.Pattern[Any], bool]:
         return re.compile(pattern, re.ASCII), False
     in_brackets = False
     out: list[str] = []
-    for token in re.findall(r"\\p\{\w\}|\\.|.", pattern):
+    for token in re.findall(r"\\p\{\w+\}|\\.|.", pattern):
         if token.startswith(r"\p{"):
-            members = _class_members(token[3])
+            members = _members(token[3:-1])
             out.append(members if in_brackets else f"[{members}]")
         else:
             in_brackets = {"[": True, "]": False}.get(token, in_brackets)

@@ -15,13 +15,40 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from quantscope.errors import CorruptFileError, VocabularyError
+from quantscope.language import english
 from quantscope.sources.base import show
 from quantscope.tokenizers.pretokenize import PRE_TOKENIZERS, PreTokenizer
 
 Scores: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 Ints: TypeAlias = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 
-MODELS: Mapping[str, str] = {"llama": "SentencePiece BPE with byte fallback", "gpt2": "byte-level BPE"}
+
+@dataclass(frozen=True)
+class Model:
+    """One kind of vocabulary (``tokenizer.ggml.model``) and llama.cpp's defaults for what its file does not say."""
+
+    what: str
+    bos: int | None = None
+    eos: int | None = None
+    unk: int | None = None
+    sep: int | None = None
+    add_bos: bool = False
+    add_eos: bool = False
+    always_around: bool = False  # BOS and SEP go around every text, whatever add_bos and add_eos say
+    add_space_prefix: bool = False
+    clean_spaces: bool = False
+    merges: bool = False
+    spaces: bool = True  # tokens are text with ▁ for a space; otherwise they are in the byte alphabet
+
+
+MODELS: Mapping[str, Model] = {
+    "llama": Model("SentencePiece BPE with byte fallback", 1, 2, 0, add_bos=True, add_space_prefix=True),
+    "gpt2": Model("byte-level BPE", 11, 11, clean_spaces=True, merges=True, spaces=False),
+    "gemma4": Model("BPE over characters", add_bos=True, clean_spaces=True, merges=True),
+    "bert": Model("WordPiece", 101, None, 100, 102, add_bos=True, always_around=True, clean_spaces=True),
+    "t5": Model("SentencePiece unigram", None, 1, 2, add_eos=True),
+}
+_OWN_PRE = ("gemma4",)  # models that are their own pre-tokenizer
 
 # The byte alphabet of `gpt2`: printable characters stand for themselves, the other bytes for U+0100 onward.
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
@@ -50,6 +77,7 @@ _END_TOKENS = (
     "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
     "<｜end▁of▁sentence｜>", "[e~[",
 )
+_NORMAL_BESIDE: Mapping[str, str] = {"</s>": "<|tool_response>"}  # Gemma 4: plain text although it is an end token elsewhere
 _FILL_TOKENS: Mapping[str, Sequence[str]] = {  # metadata key of the role → spellings; a role the file names itself is left alone
     "fim_pre": ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>", "<|prefix|>"),
     "fim_suf": ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>", "<|suffix|>"),
@@ -89,8 +117,14 @@ class Vocabulary:
     add_space_prefix: bool  # `llama`: a space goes before a text
     clean_spaces: bool  # decoded text loses spaces before punctuation
     strip_right: bool  # special tokens swallow the white space after them
+    strip_left: str = ""  # the token that swallows the white space before it
+    sep_id: int | None = None
     scores: Scores = field(default_factory=lambda: np.zeros(0, np.float32))
     merges: Sequence[str] = ()
+    charsmap: bytes = b""  # `t5`: SentencePiece's compiled normalisation rules
+    merge_spaces: bool = False  # `t5`: runs of spaces become one
+    lower: bool = True  # `bert`
+    strip_accents: bool = True  # `bert`
     fill_roles: frozenset[str] = frozenset()  # keys of _FILL_TOKENS that the file names itself
     notes: tuple[str, ...] = ()
 
@@ -122,6 +156,9 @@ class Vocabulary:
         for names, kind in ((_END_TOKENS, Kind.CONTROL), (fill, Kind.CONTROL), (shown, Kind.USER_DEFINED)):
             for i in (where[name] for name in names if name in where):
                 kinds[i] = int(kind)
+        for name, beside in _NORMAL_BESIDE.items():
+            if name in where and beside in where:
+                kinds[where[name]] = int(Kind.NORMAL)
         return kinds
 
     @cached_property
@@ -134,9 +171,14 @@ class Vocabulary:
         found = [(i, wanted[Kind(kind)]) for i, kind in enumerate(self.kinds) if kind in wanted]
         return dict(sorted(found, key=lambda item: -len(self.tokens[item[0]].encode("utf-8", "surrogateescape"))))
 
-    def swallows_space(self, token: int) -> bool:
-        """Whether the special token takes the white space after it along."""
-        return self.strip_right and self.tokens[token] not in _SPACE_STAYS
+    def swallows_space(self, token: int) -> tuple[bool, bool]:
+        """Whether the special token takes the white space before it and after it along."""
+        return self.tokens[token] == self.strip_left, self.strip_right and self.tokens[token] not in _SPACE_STAYS
+
+    @property
+    def spaces(self) -> bool:
+        """Whether tokens are text with ▁ for a space; otherwise they are in the byte alphabet."""
+        return MODELS[self.model].spaces or (self.pre in PRE_TOKENIZERS and PRE_TOKENIZERS[self.pre].raw)
 
     @property
     def pre_tokenizer(self) -> PreTokenizer:
@@ -159,30 +201,44 @@ def gguf_vocabulary(path: Path, metadata: Mapping[str, Any]) -> Vocabulary:
     model = get.text("model")
     if model not in MODELS:
         raise _no_vocabulary(path, model)
-    tokens = _strings(get, "tokens")
-    n, spm = len(tokens), model == "llama"
+    tokens, kind = _strings(get, "tokens"), MODELS[model]
+    n = len(tokens)
     pre, notes = _pre_name(path, model, get.text("pre"))
-    row = PRE_TOKENIZERS.get(pre, PreTokenizer(()))
+    row = PRE_TOKENIZERS.get(pre, PreTokenizer(())) if kind.merges else PreTokenizer((), clean_spaces=kind.clean_spaces)
     name = str(metadata.get("general.name", "")).lower()
+    lower = get.flag("normalizer.lowercase", pre != "whitespace")
     return Vocabulary(
         path=path,
         model=model,
         pre=pre,
         stored_tokens=tokens,
         stored_kinds=get.numbers("token_type", n),
-        bos_id=get.token("bos", 1 if spm else None if row.no_bos else 11, n),
-        eos_id=get.token("eos", 2 if spm else 11, n),
-        unk_id=get.token("unknown", 0 if spm else None, n),
-        add_bos=get.flag("add_bos_token", spm or row.add_bos),
-        add_eos=get.flag("add_eos_token", False),
-        add_space_prefix=get.flag("add_space_prefix", spm),
-        clean_spaces=not spm and row.clean_spaces,
+        bos_id=get.token("bos", None if row.no_bos else kind.bos, n),
+        eos_id=get.token("eos", kind.eos, n),
+        unk_id=get.token("unknown", kind.unk, n),
+        sep_id=get.token("seperator", kind.sep, n),  # as GGUF spells it
+        add_bos=model == "gemma4" or get.flag("add_bos_token", kind.add_bos or row.add_bos),
+        add_eos=get.flag("add_eos_token", kind.add_eos),
+        add_space_prefix=get.flag("add_space_prefix", kind.add_space_prefix),
+        clean_spaces=row.clean_spaces,
         strip_right="phi-3" in name or "phi3" in name,
+        strip_left=_strip_left(row, str(metadata.get("general.architecture", "")), name),
         scores=get.numbers("scores", n).astype(np.float32),
-        merges=() if spm else _strings(get, "merges"),
+        merges=_strings(get, "merges") if kind.merges else (),
+        charsmap=get.octets("precompiled_charsmap"),
+        merge_spaces=get.flag("remove_extra_whitespaces", False),
+        lower=lower,
+        strip_accents=get.flag("normalizer.strip_accents", lower),
         fill_roles=frozenset(r for r in _FILL_TOKENS if any(get.has(k) for k in (f"{r}_token_id", f"{_OLD_FILL_KEYS.get(r, r)}_token_id"))),
         notes=notes,
     )
+
+
+def _strip_left(row: PreTokenizer, arch: str, name: str) -> str:
+    """The token that swallows the white space before it: of the pre-tokenizer, or by the names llama.cpp goes by."""
+    if arch in ("nomic-bert-moe", "jina-bert-v3"):
+        return "<mask>"
+    return row.strip_left or ("[MASK]" if "modern-bert" in name else "")
 
 
 @dataclass(frozen=True)
@@ -207,6 +263,11 @@ class _Getter:
         given = self.metadata.get(f"tokenizer.ggml.{role}_token_id", default)
         return next((i for i in (given, default) if isinstance(i, int) and 0 <= i < n), None)
 
+    def octets(self, key: str) -> bytes:
+        """A byte array, or nothing."""
+        values = self.metadata.get(f"tokenizer.ggml.{key}")
+        return values.tobytes() if isinstance(values, np.ndarray) and values.dtype.itemsize == 1 else b""
+
     def numbers(self, key: str, n: int) -> Any:
         """A numeric array with one entry per token, or an empty one when the key is absent."""
         values = self.metadata.get(f"tokenizer.ggml.{key}")
@@ -222,7 +283,7 @@ class _Getter:
 
 
 def _no_vocabulary(path: Path, model: str) -> VocabularyError:
-    known = ", ".join(f"{name} ({what})" for name, what in MODELS.items())
+    known = ", ".join(f"{name} ({kind.what})" for name, kind in MODELS.items())
     found = f"tokenizer.ggml.model is {model!r}" if model else "there is no tokenizer.ggml.model"
     return VocabularyError(
         f"{show(path)}: {found}, expected a vocabulary of the kind {known}. The file was written without its vocabulary, or the model "
@@ -241,9 +302,14 @@ def _strings(get: _Getter, key: str) -> Sequence[str]:
 
 
 def _pre_name(path: Path, model: str, pre: str) -> tuple[str, tuple[str, ...]]:
-    if model != "gpt2" or pre:
+    if model in _OWN_PRE:
+        return model, ()
+    if not MODELS[model].merges or pre:
         return pre, ()
     return "default", (
-        f"{show(path)} names no pre-tokenizer (tokenizer.ggml.pre); 'default' is used, as llama.cpp does, and words are probably cut "
-        f"otherwise than in training: convert the model again with a current converter.",
+        english(
+            "{path} names no pre-tokenizer (tokenizer.ggml.pre); 'default' is used, as llama.cpp does, and words are probably cut "
+            "otherwise than in training: convert the model again with a current converter.",
+            path=show(path),
+        ),
     )

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from quantscope.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
+
+
+def fitting(name: str, printed: str) -> dict[str, Any]:
+    """What ``--json`` has printed, which must fit the published schema of that name."""
+    schema = json.loads((resources.files("quantscope") / "data" / f"{name}.schema.json").read_text("utf-8"))
+    data: dict[str, Any] = json.loads(printed)
+    Draft202012Validator(schema).validate(data)
+    return data
 
 
 def ran(capsys: Capture, *arguments: str | Path, code: int = 0) -> tuple[str, str]:

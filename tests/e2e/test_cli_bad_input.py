@@ -254,6 +254,19 @@ class TestOptions:
         assert "Q9_Z" in text
         assert "Q8_0" in text
 
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--kv", "q4_k"], "expected one of f32, f16, bf16, q8_0"),
+            (["--kv", ","], "--kv ',' names no type"),
+            (["--kv", "q8_0"], "Q8_0 has blocks of 32, and the heads of this model have 8 channels"),
+            (["--kv", "q8_0", "--engine", "llama.cpp"], "--engine runs files with the engine's own cache"),
+            (["--text", "-", "--ray", "local"], "cannot read this one's standard input"),
+        ],
+    )
+    def test_a_cache_or_a_text_that_cannot_be(self, options: list[str], said: str, capsys: Capture) -> None:
+        assert said in study(capsys, STORIES, *options)
+
     def test_output_folder_is_a_file(self, capsys: Capture, tmp_path: Path) -> None:
         (tmp_path / "taken").touch()
         assert "is a file" in study(capsys, STORIES, "--tokens", IDS, "--out", tmp_path / "taken")

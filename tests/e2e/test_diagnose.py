@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from quantscope.compare import stats_of
 from quantscope.fingerprint import fingerprint_trace
 from quantscope.trace import LAST, Full, Sample, Stats, Trace
 from quantscope.trace_file import save
-from tests.e2e.commands import Capture, ran, refused
+from tests.e2e.commands import Capture, fitting, ran, refused
 from tests.huge_channel import CASES, make_huge_channel
 from tests.models import STORIES, make_gguf
 from tests.oracle.llama_quant import quantized_types
@@ -55,8 +54,7 @@ def statistics(trace: Trace) -> Trace:
 
 def document(capsys: Capture, *arguments: str | Path, code: int) -> dict[str, Any]:
     out, _ = ran(capsys, "diagnose", *arguments, "--json", code=code)
-    found: dict[str, Any] = json.loads(out)
-    return found
+    return fitting("diagnosis", out)
 
 
 def status(found: dict[str, Any], hypothesis: str) -> str:

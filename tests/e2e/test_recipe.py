@@ -13,7 +13,7 @@ from quantscope.cli.demo import TEXT, bundled
 from quantscope.cli.main import main
 from quantscope.remedy import sensitivity
 from quantscope.sources.gguf import open_gguf
-from tests.e2e.commands import Capture, ran, refused
+from tests.e2e.commands import Capture, fitting, ran, refused
 from tests.models import STORIES, make_gguf
 
 STORY = ("--text", bundled(TEXT), "--ctx", "64", "--chunks", "14")
@@ -29,7 +29,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_files(capsys: Capture, recipe: Path) -> None:
     out = recipe.with_name("r.gguf")
     said, err = ran(capsys, "recipe", STORIES, *STORY, "--target-size", str(SIZE), "-o", recipe, "--quantized", out, "--json")
-    data = json.loads(said)
+    data = fitting("recipe", said)
     assert data["target"] == {"bytes": SIZE, "bpw": None, "kl": None}
     assert data["recipe"] == json.loads(recipe.read_text())
     assert 0.9 * SIZE < out.stat().st_size <= SIZE
@@ -60,7 +60,7 @@ def test_the_tables_and_a_corrected_file(capsys: Capture, tmp_path: Path) -> Non
     words = " ".join(said.split())
     for part in ("best recipe found for 9.00 bits per weight", "Size against predicted KL divergence", "Rules of thumb that fit", "chosen"):
         assert part in words
-    assert "Corrected" in said
+    assert "rounding: kept in" in words
     made = json.loads((tmp_path / "r.json").read_text())
     assert set(made["types"].values()) <= {"Q4_0", "Q8_0", "F16"}
     assert json.loads(open_gguf(out).metadata["quantscope.recipe"])["correct"] == "rounding"
@@ -118,3 +118,10 @@ def test_bad_input(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert main([str(a) for a in ("recipe", source, "--ctx", "32", "--text", text, "-o", elsewhere, *bpw)]) == 2  # after the report
     assert "No space left on device" in capsys.readouterr().err
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+
+
+def test_the_document_of_sensitivity(capsys: Capture) -> None:
+    said, _ = ran(capsys, "sensitivity", STORIES, *STORY, "--types", "q4_0,q8_0", "--json")
+    data = fitting("sensitivity", said)
+    assert len(data["tensors"]) > 30
+    assert all(t["types"]["Q4_0"]["kl"] >= t["types"]["Q8_0"]["kl"] * 0.5 for t in data["tensors"])

@@ -101,9 +101,9 @@ def test_the_second_of_two_is_told_who_works_there(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills(undisturbed: tuple[dict[str, Any], float], tmp_path: Path) -> None:
-    """Files may grow to 200 kB, then nothing more can be written: as with a quota that is reached."""
+    """Files may grow to 400 kB, then nothing more can be written: as with a quota that is reached."""
     folder = tmp_path / "s"
-    code, err = finished(start(folder, file_limit=200_000))
+    code, err = finished(start(folder, file_limit=400_000))
     assert code == 2, err
     assert re.search(r"StudyDiskError: .*Every batch finished before is kept", err)
     assert "Traceback" not in err
@@ -133,3 +133,22 @@ def test_what_has_changed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     assert text.startswith("StudyMismatchError: ")
     assert "m.gguf has changed (SHA-256" in text
     assert (folder / "report.md").read_bytes() == before
+
+
+def test_a_text_from_standard_input(tmp_path: Path) -> None:
+    text = DEMO_TEXT.read_bytes()[:8000]
+    (tmp_path / "t.txt").write_bytes(text)
+    command = [sys.executable, "-c", "from quantscope.cli.main import run; run()", "study", str(STORIES), "--types", "Q8_0"]
+    command += ["--ctx", "64", "--chunks", "6", "--text"]
+    piped, again, other, file = (
+        subprocess.run([*command, given, "--out", str(tmp_path / out)], input=stdin, capture_output=True, check=False)
+        for given, out, stdin in (("-", "a", text), ("-", "a", text), ("-", "a", text[1:]), (str(tmp_path / "t.txt"), "b", b""))
+    )
+    assert (piped.returncode, again.returncode, file.returncode) == (0, 0, 0), piped.stderr
+    assert b"Stored already" in again.stderr  # the same text: the study goes on
+    assert other.returncode == 2
+    assert b"--text" in other.stderr
+    a, b = results(tmp_path / "a"), results(tmp_path / "b")
+    assert a["text"].pop("path") == "standard input"
+    assert b["text"].pop("path") == str(tmp_path / "t.txt")
+    assert a == b

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
 
 from quantscope.model.forward import forward
@@ -17,7 +14,7 @@ from quantscope.model.taps import Recorder
 from quantscope.sources.resolve import open_source
 from quantscope.weights import Weights
 from tests.hf_models import make_hf
-from tests.oracle.source_tree import llama_cpp_source
+from tests.oracle.converter import convert, sentencepiece_model
 
 N_VOCAB = 320
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 16.0}
@@ -41,28 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A SentencePiece model of N_VOCAB pieces; the converter refuses a folder without one."""
-    folder = tmp_path_factory.mktemp("vocabulary")
-    rng = np.random.default_rng(0)
-    words = ["".join(rng.choice(list("abcdefghijklm"), rng.integers(2, 7))) for _ in range(3000)]
-    (folder / "text").write_text("\n".join(" ".join(words[i : i + 10]) for i in range(0, len(words), 10)), "utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text"),
-        model_prefix=str(folder / "m"),
-        vocab_size=N_VOCAB,
-        model_type="bpe",
-        byte_fallback=True,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return (folder / "m.model").read_bytes()
-
-
-def convert(folder: Path, gguf: Path) -> None:
-    script = llama_cpp_source() / "convert_hf_to_gguf.py"
-    command = [sys.executable, str(script), str(folder), "--outfile", str(gguf), "--outtype", "f32"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    return sentencepiece_model(tmp_path_factory.mktemp("vocabulary"), N_VOCAB)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import re
@@ -13,23 +14,29 @@ from typing import cast
 
 import numpy as np
 import pytest
+import sentencepiece
 import tokenizers
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
 from quantscope.sources.base import Source
 from quantscope.sources.gguf import open_gguf
 from quantscope.tokenizers import from_source
+from quantscope.tokenizers.characters import CLASS_BYTE, HAN, OTHER, class_table, classes, lower_case, without_accents
 from quantscope.tokenizers.ggml import GgmlTokenizer
-from quantscope.tokenizers.pretokenize import CLASS_BYTE, OTHER, PRE_TOKENIZERS, class_table
+from quantscope.tokenizers.pretokenize import PRE_TOKENIZERS
 from quantscope.tokenizers.vocabulary import BYTE_TO_CHAR, Kind
 from tests.oracle.llama_vocab import LlamaVocab, write_vocabulary
 from tests.oracle.source_tree import llama_cpp_source
 
-MAIN = ("llama-spm", "llama-bpe", "gpt-2", "qwen2")
+MAIN = ("llama-spm", "llama-bpe", "gpt-2", "qwen2", "gemma-4", "bert-bge")
 OTHERS = ("phi-3", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "mpt", "qwen35", "refact", "starcoder")
-N_RANDOM = dict.fromkeys(MAIN, 2000) | dict.fromkeys(OTHERS, 200)
+WITHOUT_VECTORS = ("nomic-bert-moe", "aquila", "baichuan", "gpt-neox")  # no .inp and .out beside them
+ALL = [*MAIN, "nomic-bert-moe", *(pytest.param(name, marks=pytest.mark.long) for name in (*OTHERS, *WITHOUT_VECTORS[1:]))]
+N_RANDOM = 2000
 FLAGS = tuple(product((True, False), repeat=2))
+SEPARATOR = "\n__ggml_vocab_test__\n"
 AWKWARD = (
     "ab  \t\n\r\x0b\x00\x1c\x85\xa0\u3000,.'\"!?-_/<>|[]{}0123456789²½٣ABéßİſ日本語ガ한국กि्\u0301\u200d\u2581\ufeff€🦙👩\ud7ff\U000e0001"
 )
@@ -85,24 +92,23 @@ def spelled(tokenizer: GgmlTokenizer) -> list[str]:
 
 @pytest.mark.parametrize("name", MAIN + OTHERS)
 def test_vectors_of_llama_cpp(name: str) -> None:
-    *texts, rest = vocabulary_file(name).with_suffix(".gguf.inp").read_text("utf-8").split("\n__ggml_vocab_test__\n")
+    texts = vocabulary_file(name).with_suffix(".gguf.inp").read_text("utf-8").removesuffix(SEPARATOR).split(SEPARATOR)
     answers = vocabulary_file(name).with_suffix(".gguf.out").read_text("utf-8").splitlines()
     tokenizer = read(vocabulary_file(name))
-    assert rest == ""
     assert len(texts) == len(answers) > 40
     for text, answer in zip(texts, answers, strict=True):
         assert tokenizer.encode(text, add_special=False) == [int(i) for i in answer.split()], text
 
 
-@pytest.mark.parametrize("name", MAIN + OTHERS)
+@pytest.mark.parametrize("name", ALL)
 def test_ids_of_random_texts(name: str) -> None:
     tokenizer = read(vocabulary_file(name))
     with LlamaVocab(vocabulary_file(name)) as llama:
-        texts = ("", " ", "   ", "\n", "\0", "a\0b", "👩‍👩‍👧‍👦", *random_texts(N_RANDOM[name], 1, spelled(tokenizer)))
-        assert assert_same_ids(tokenizer, llama, texts) >= 4 * N_RANDOM[name]
+        texts = ("", " ", "   ", "\n", "\0", "a\0b", "👩‍👩‍👧‍👦", *random_texts(N_RANDOM, 1, spelled(tokenizer)))
+        assert assert_same_ids(tokenizer, llama, texts) >= 4 * N_RANDOM
 
 
-@pytest.mark.parametrize("name", MAIN + OTHERS)
+@pytest.mark.parametrize("name", ALL)
 def test_every_piece_and_decoded_text(name: str) -> None:
     tokenizer, rng = read(vocabulary_file(name)), random.Random(2)
     with LlamaVocab(vocabulary_file(name)) as llama:
@@ -112,7 +118,8 @@ def test_every_piece_and_decoded_text(name: str) -> None:
         short = [i for i in range(llama.n_vocab) if tokenizer.piece(i).strip() in (*"?!.,'smtd", "re", "ve", "ll", "")]
         for _ in range(500):
             ids = rng.choices(rng.choice((range(llama.n_vocab), short)), k=rng.randrange(12))
-            ids = [*rng.choice(((), (tokenizer.bos_id,))), *ids, *rng.choice(((), (tokenizer.eos_id,)))]
+            first, last = ([i] if i is not None else [] for i in (tokenizer.bos_id, tokenizer.eos_id))
+            ids = [*rng.choice(((), first)), *ids, *rng.choice(((), last))]
             for remove, unparse in FLAGS:
                 expected = llama.decode(ids, remove, unparse)
                 assert tokenizer.decode_bytes(ids, remove_special=remove, unparse_special=unparse) == expected, (ids, remove, unparse)
@@ -128,6 +135,14 @@ def crossing_rules() -> tuple[list[str], list[str], list[str]]:
     tokenizer.train_from_iterator(letters, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     return texts, sorted(model["vocab"], key=model["vocab"].get), [" ".join(pair) for pair in model["merges"]]
+
+
+def test_no_pre_tokenizer_of_llama_cpp_is_missing() -> None:
+    source = (llama_cpp_source() / "src" / "llama-vocab.cpp").read_text("utf-8")
+    names = set(re.findall(r'tokenizer_pre == "([^"]+)"', source))
+    assert len(names) > 80
+    assert names - set(PRE_TOKENIZERS) == {"whitespace"}  # a model of its own
+    assert set(PRE_TOKENIZERS) <= names
 
 
 @pytest.mark.parametrize("pre", [*PRE_TOKENIZERS, ""])
@@ -181,6 +196,69 @@ def test_bpe_with_rules_for_strings_that_are_no_tokens(seed: int, pre: str, tmp_
         assert assert_same_ids(read(path), llama, texts) == 1600
 
 
+def unigram_file(path: Path, seed: int, **flags: bool) -> Path:
+    """A trained unigram model with SentencePiece's rules, user-defined tokens that overlap them, unused tokens and equal scores."""
+    model = io.BytesIO()
+    texts = [t for t in random_texts(300, seed, ["the cat sat ", "on a mat. ", "Ünï ﬁ ①②", "ｶﾞ", "  "]) if t and "\0" not in t]
+    options = {"model_type": "unigram", "vocab_size": 3000, "hard_vocab_limit": False, "minloglevel": 3, "num_threads": 1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, normalization_rule_name=("nmt_nfkc", "nfkc_cf", "identity")[seed % 3], **options
+    )
+    trained = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+    tokens = [p.piece for p in trained.pieces]
+    scores = [p.score if i % 7 else -5.0 for i, p in enumerate(trained.pieces)]
+    kinds = [int(p.type) for p in trained.pieces]
+    for text, kind in (("①x", Kind.USER_DEFINED), ("éé", Kind.USER_DEFINED), ("<mask>", Kind.CONTROL), ("▁ca", Kind.UNUSED)):
+        if text not in tokens:
+            tokens, scores, kinds = [*tokens, text], [*scores, -3.0], [*kinds, int(kind)]
+    rules = {"precompiled_charsmap": trained.normalizer_spec.precompiled_charsmap} if seed % 3 < 2 else {}
+    ids = {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    return write_vocabulary(path, "t5", tokens, scores=scores, token_type=kinds, **rules, **ids, **flags)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_unigram_with_rules_ties_and_every_kind_of_token(seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    flags = {key: rng.random() < 0.5 for key in ("add_bos_token", "add_eos_token", "add_space_prefix", "remove_extra_whitespaces")}
+    path = unigram_file(tmp_path / "v.gguf", seed, **flags)
+    tokenizer = read(path)
+    texts = [*random_texts(400, seed + 50, ["①", "①x", "é", "ê", "éé", "<mask>", "ﬁ", " ca", "ｶﾞ", "  ", *spelled(tokenizer)])]
+    with LlamaVocab(path) as llama:
+        assert assert_same_ids(tokenizer, llama, texts) == 1600
+        for i in range(llama.n_vocab):
+            assert tokenizer.piece(i) == llama.piece(i).decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("flags", [{}, {"lowercase": False}, {"lowercase": False, "strip_accents": True}, {"strip_accents": False}])
+def test_wordpiece_with_and_without_normalisation(flags: dict[str, bool], tmp_path: Path) -> None:
+    rng = random.Random(len(flags))
+    words = {"".join(rng.choices("abcéABÉ日1.", k=rng.randrange(1, 5))) for _ in range(300)}
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(words), *("▁" + w for w in sorted(words)[::2])]
+    kinds = [3, 2, 3, 3, *[1] * (len(tokens) - 4)]
+    ids = {"unknown_token_id": 1, "bos_token_id": 2, "seperator_token_id": 3, "eos_token_id": 3}
+    keys = {f"normalizer.{name}": value for name, value in flags.items()}
+    path = write_vocabulary(tmp_path / "v.gguf", "bert", tokens, token_type=kinds, **ids, **keys)
+    texts = ["".join(rng.choices("abcéABÉ日1. \u0301İ\t", k=rng.randrange(40))) for _ in range(400)]
+    with LlamaVocab(path) as llama:
+        assert assert_same_ids(read(path), llama, [*texts, *random_texts(200, 9, ["[SEP]", " ", "Ab"])]) == 2400
+
+
+@pytest.mark.parametrize("pre", ["sarvam-moe", "gemma4", "granite-embed-multi-311m"])
+@pytest.mark.parametrize("bytes_left", [256, 200, 0])
+def test_merges_of_characters_with_byte_fallback(pre: str, bytes_left: int, tmp_path: Path) -> None:
+    rng = random.Random(bytes_left)
+    strings = ["".join(rng.choices("abc▁é日", k=rng.randrange(1, 5))) for _ in range(200)]
+    rules = [f"{a} {b}" for a, b in pairwise(strings)]
+    tokens = list(dict.fromkeys(["<pad>", "<bos>", *strings[::3], *(r.replace(" ", "") for r in rules[::2]), "\n", "\n\n\n"]))
+    names = [f"<0x{b:02X}>" for b in range(bytes_left)]
+    kinds = [3, 3, *[1] * (len(tokens) - 2), *[6] * bytes_left]
+    model, keys = ("gemma4", {}) if pre == "gemma4" else ("gpt2", {"pre": pre})
+    path = write_vocabulary(tmp_path / "v.gguf", model, [*tokens, *names], merges=rules, token_type=kinds, bos_token_id=1, **keys)
+    texts = ["".join(rng.choices("abc é日▁\nx🦙", k=rng.randrange(30))) for _ in range(400)]
+    with LlamaVocab(path) as llama:
+        assert assert_same_ids(read(path), llama, texts) == 1600
+
+
 # Of several spellings of a fill-in-the-middle role llama.cpp takes any one, in the order of a hash table: one a role here.
 KNOWN = """<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> </s> <|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <eos>
     <|fim_prefix|> <｜fim▁hole｜> <MID> <|fim_pad|> <reponame> <|file_sep|> <|channel|> <|message|> <|start|> <|constrain|> <|unused_1|>
@@ -225,14 +303,30 @@ def test_character_classes_of_every_code_point() -> None:
     source = (llama_cpp_source() / "src" / "unicode-data.cpp").read_text("utf-8")
     flags_text, spaces_text = (source[source.index(name) :].split("};")[0] for name in ("unicode_ranges_flags", "unicode_set_whitespace"))
     ranges = [(int(a, 16), int(b, 16)) for a, b in re.findall(r"\{0x(\w+), 0x(\w+)\}", flags_text)]
-    byte_of_flag = {0x02: "N", 0x04: "L", 0x10: "M", 0x20: "P", 0x40: "S"}
+    byte_of_flag = {0x02: "N", 0x04: "L", 0x10: "M", 0x20: "P", 0x40: "S", 0x80: "C"}
     expected = np.full(0x110000, OTHER, np.uint8)
     for (start, flag), (end, _) in pairwise(ranges):
         expected[start:end] = CLASS_BYTE[byte_of_flag[flag]] if flag in byte_of_flag else OTHER
     expected[[int(c, 16) for c in re.findall(r"0x(\w+)", spaces_text)]] = CLASS_BYTE["W"]
-    expected[:0x80] = np.arange(0x80)
     assert len(ranges) > 2000
+    for first, last in HAN:
+        block = expected[first : last + 1]
+        block[:] = np.where(block == CLASS_BYTE["L"], CLASS_BYTE["H"], CLASS_BYTE["h"])
+    np.testing.assert_array_equal(classes(), expected)
+    expected[:0x80] = np.arange(0x80)
     np.testing.assert_array_equal(class_table(), expected)
+
+
+def test_lower_case_and_base_letter_of_every_code_point() -> None:
+    source = (llama_cpp_source() / "src" / "unicode-data.cpp").read_text("utf-8")
+    lower_text, nfd_text = (source[source.index(name) :].split("};")[0] for name in ("unicode_map_lowercase", "unicode_ranges_nfd"))
+    lower = {int(a, 16): int(b, 16) for a, b in re.findall(r"\{0x(\w+), 0x(\w+)\}", lower_text)}
+    assert len(lower) > 1400
+    assert lower_case() == lower
+    ranges = [tuple(int(x, 16) for x in item) for item in re.findall(r"\{0x(\w+), 0x(\w+), 0x(\w+)\}", nfd_text)]
+    base = {code: to for first, last, to in ranges for code in range(first, last + 1)}
+    assert len(base) > 13_000
+    assert all(ord(without_accents(chr(c))) == base.get(c, c) for c in range(0x110000) if not 0xD800 <= c < 0xE000)
 
 
 def save_tokenizer(folder: Path, kind: str) -> None:

@@ -245,7 +245,6 @@ def test_hf_yarn_magnitude(more: dict[str, float], magnitude: float, tmp_path: P
     ("config", "match"),
     [
         ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu', expected 'silu'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"sliding_window": 128}, "sliding_window"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_parameters.rope_type"),

@@ -136,13 +136,14 @@ class TestStudyOptions:
 
 
 class TestOutput:
-    def test_writes_both_files_and_says_where(self, fake: Fake, tmp_path: Path, capsys: Capture) -> None:
+    def test_writes_its_files_and_says_where(self, fake: Fake, tmp_path: Path, capsys: Capture) -> None:
         fake(good)
         assert main(["study", "models/tiny.Q8.gguf"]) == 0
         out, err = capsys.readouterr()
         folder = tmp_path / "quantscope-tiny.Q8"
-        assert sorted(p.name for p in folder.iterdir()) == ["report.md", "study.json"]
-        assert f"Wrote {Path('quantscope-tiny.Q8/report.md')} and {Path('quantscope-tiny.Q8/study.json')}." in err
+        assert sorted(p.name for p in folder.iterdir()) == ["report.html", "report.md", "study.json"]
+        names = [str(Path("quantscope-tiny.Q8") / name) for name in ("report.html", "report.md", "study.json")]
+        assert f"Wrote {names[0]}, {names[1]} and {names[2]}." in err
         assert "Layer by layer" in out
         assert "\x1b" not in out + err
         assert Study.from_json(json.loads((folder / "study.json").read_text("utf-8"))).original == "F16"
@@ -159,7 +160,7 @@ class TestOutput:
     def test_runs_again_over_its_own_results(self, fake: Fake, tmp_path: Path) -> None:
         fake(good)
         assert main(["study", "m.gguf"]) == main(["study", "m.gguf"]) == 0
-        assert len(list((tmp_path / "quantscope-m").iterdir())) == 2
+        assert len(list((tmp_path / "quantscope-m").iterdir())) == 3
 
     def test_folder_model_names_the_output(self, fake: Fake, tmp_path: Path) -> None:
         fake(good)
@@ -219,7 +220,9 @@ class TestExitCodes:
     def test_interrupt(self, fake: Fake, tmp_path: Path, capsys: Capture) -> None:
         fake(self.failing(KeyboardInterrupt()))
         assert main(["study", "m.gguf"]) == 130
-        assert "Traceback" not in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        assert "give the same command again to go on" in " ".join(said.split())
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ import torch
 
 from quantscope.diagnose.causes import find
 from quantscope.diagnose.decodings import DECODINGS
-from quantscope.diagnose.faults import FAULTS, MATRICES, PROBES, Instance, instances, probe
+from quantscope.diagnose.faults import FAULTS, MATRICES, Instance, instances
 from quantscope.diagnose.local import causes, contradicted, cover
 from quantscope.diagnose.replay import replay
 from quantscope.diagnose.setup import Setup
+from quantscope.diagnose.twins import PROBES, probe
 from quantscope.diagnose.walk import Walker, walk
 from quantscope.model.taps import LAYER_TAPS, split_tap
 from quantscope.sources.resolve import open_source

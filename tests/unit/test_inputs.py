@@ -8,7 +8,7 @@ import pytest
 
 from quantscope.arch.read import read_config
 from quantscope.errors import MissingFileError, PromptError, UsageError
-from quantscope.inputs import Input, Inputs, read_inputs, read_text
+from quantscope.inputs import Input, Inputs, decoded, read_inputs
 from quantscope.results import PromptInfo, StudyOptions, TextInfo
 from quantscope.sources.resolve import open_source
 from tests.models import make_gguf
@@ -98,7 +98,5 @@ def test_bad_text(model: Path, tmp_path: Path) -> None:
         text_input(model, tmp_path, "x" * 400, n_ctx=128)
     with pytest.raises(UsageError, match="--chunks 0"):
         text_input(model, tmp_path, "x" * 400, n_ctx=16, n_chunks=0)
-    latin = tmp_path / "latin.txt"
-    latin.write_bytes("caf\xe9 au lait".encode("latin-1"))
-    with pytest.raises(PromptError, match="byte 3"):
-        read_text(latin)
+    with pytest.raises(PromptError, match=r"latin\.txt: byte 3"):
+        decoded("caf\xe9 au lait".encode("latin-1"), "latin.txt")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantscope.logit_stats import MIN_CHUNKS, all_pairs, half_width, logit_stats, mean_and_se, paired, relative_half_width
+from quantscope.logit_stats import MIN_CHUNKS, all_pairs, half_width, log_histogram, logit_stats, mean_and_se, paired, relative_half_width
 
 Floats = NDArray[np.float64]
 C, P = 6, 40
@@ -71,9 +71,28 @@ def test_percentiles_are_linear_between_neighbours(n_chunks: int) -> None:
     assert logit_stats(n_positions=1, kl=KL[:1, :1]).kl_nats_p95 == KL[0, 0]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_histogram_is_numpys(seed: int) -> None:
+    kl = 10.0 ** np.random.default_rng(seed).uniform(-12, 4, (C, P))
+    kl[0, :4] = 0, -1e-9, np.inf, 1e-10
+    s = logit_stats(n_positions=C * P, kl=kl)
+    h = s.kl_histogram
+    assert h is not None
+    assert (h.low, h.per_decade, len(h.counts)) == (-10, 5, 60)
+    counts, _ = np.histogram(kl[kl > 0], 10.0 ** (np.arange(61) / h.per_decade + h.low))
+    assert h.counts == tuple(counts)
+    assert (h.below, h.above) == ((kl < 1e-10).sum(), (kl >= 100).sum())
+    assert sum(h.counts) + h.below + h.above == s.n_positions
+    kl[1, :3] = np.nan
+    broken = log_histogram(kl)
+    assert broken.nan == 3
+    assert sum(broken.counts) + broken.below + broken.above + broken.nan == kl.size
+
+
 def test_what_is_not_given_is_not_said() -> None:
     s = logit_stats(n_positions=3)
     assert (s.kl_nats, s.ppl, s.top1_agree, s.rms_dp) == (None, None, None, None)
+    assert s.kl_histogram is None
     assert logit_stats(n_positions=3, log_p=LOG_P).ln_ppl_ratio is None
     assert logit_stats(n_positions=P, kl=KL[:1]).kl_nats_low is None  # one chunk has no spread
 

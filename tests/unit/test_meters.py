@@ -9,7 +9,7 @@ import torch
 from quantscope import metrics
 from quantscope.images import Images, Requantized
 from quantscope.lockstep import Member, Slices, walk
-from quantscope.meters import NEXT_FIELDS, BatchMeter, Record, join_batches, join_groups, tap_list
+from quantscope.meters import N_TOP, BatchMeter, Record, join_batches, join_groups, tap_list
 from quantscope.model.forward import forward
 from quantscope.model.taps import Recorder
 from quantscope.qtypes import QTYPES
@@ -65,17 +65,32 @@ def test_logits_are_compared_at_the_scored_positions(members: list[Member]) -> N
     assert r["kl"].shape == (3, 4, LAST - FIRST)
 
 
-def test_the_next_token_is_the_one_after_the_first_chunk(members: list[Member]) -> None:
+def test_the_last_logits_are_those_after_the_first_chunk(members: list[Member]) -> None:
     r = record(members)
     for m, member in enumerate(members):
-        own = logits(member)[0, -1]
-        row = dict(zip(NEXT_FIELDS, r["next"][m], strict=True))
-        assert row["id"] == int(own.argmax())
-        assert row["logit"] == pytest.approx(float(own.max()), rel=1e-5)
-        assert row["rank"] == 1
-        assert row["rank_in_original"] == int(metrics.rank(logits(members[0])[0, -1], own.argmax()))
-        assert row["prob"] == pytest.approx(float(own.softmax(-1).max()), rel=1e-4)
-    assert "next" not in record(members, slice(2, 4))
+        torch.testing.assert_close(torch.tensor(r["last"][m]), logits(member)[0, -1], rtol=1e-5, atol=1e-5)
+    assert "last" not in record(members, slice(2, 4))
+
+
+def test_the_most_probable_tokens_are_those_of_the_whole_logits(members: list[Member]) -> None:
+    r = record(members)
+    for m, member in enumerate(members):
+        log_p, ids = logits(member)[:, FIRST:LAST].flatten(0, 1).double().log_softmax(-1).topk(N_TOP)
+        assert r["top_ids"][m].tolist() == ids.tolist()
+        torch.testing.assert_close(torch.tensor(r["top_log_p"][m]).double(), log_p, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shown", "in_batches"), [(0, (0, 0)), (7, (7, 0)), (13, (10, 3)), (400, (10, 10))])
+def test_the_first_positions_of_the_input_are_shown(
+    members: list[Member], monkeypatch: pytest.MonkeyPatch, shown: int, in_batches: tuple[int, int]
+) -> None:
+    everything = record(members)
+    monkeypatch.setattr("quantscope.meters.SHOWN", shown)
+    batches = [record(members, slice(0, 2)), record(members, slice(2, 4))]
+    assert tuple(r["top_ids"].shape[1] for r in batches) == in_batches
+    joined = join_batches(batches)
+    assert joined["top_ids"].tolist() == everything["top_ids"][:, :shown].tolist()
+    np.testing.assert_allclose(joined["top_log_p"], everything["top_log_p"][:, :shown], rtol=1e-4, atol=1e-6)
 
 
 def test_taps_are_measured_beside_the_originals(members: list[Member]) -> None:
@@ -108,7 +123,7 @@ def test_batches_join_to_the_whole(members: list[Member]) -> None:
     whole = record(members)
     joined = join_batches([record(members, slice(0, 2)), record(members, slice(2, 4))])
     assert joined.keys() == whole.keys()
-    for key in ("kl", "log_p", "same_top", "next"):
+    for key in ("kl", "log_p", "same_top", "last", "top_ids", "top_log_p"):
         np.testing.assert_allclose(joined[key], whole[key], rtol=1e-4, atol=1e-7)  # slices of the head cross chunks
     np.testing.assert_allclose(joined["taps"], whole["taps"], rtol=1e-9, atol=1e-12)
 
@@ -129,5 +144,6 @@ def test_groups_with_different_originals_do_not_join(members: list[Member]) -> N
 
 
 def test_what_is_not_asked_for_is_not_there(members: list[Member]) -> None:
-    assert record(members, labelled=False).keys() == {"taps", "kl", "same_top", "next"}
-    assert record(members, has_reference=False).keys() == {"taps", "log_p", "next"}
+    always = {"last", "top_ids", "top_log_p"}
+    assert record(members, labelled=False).keys() == {"taps", "kl", "same_top", *always}
+    assert record(members, has_reference=False).keys() == {"taps", "log_p", *always}

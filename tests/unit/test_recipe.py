@@ -21,7 +21,7 @@ from quantscope.model.forward import forward
 from quantscope.qtypes import QTYPES
 from quantscope.quants import encode
 from quantscope.remedy.candidates import PRESET, RULE, SEARCHED, Candidate, Catalog, default_types, unscored
-from quantscope.remedy.correct import Rounded
+from quantscope.remedy.equalize import Equalized
 from quantscope.remedy.export import export
 from quantscope.remedy.measured_kl import measured
 from quantscope.remedy.original import Original, original
@@ -29,6 +29,7 @@ from quantscope.remedy.recipe import Found, Target, as_recipe, check_possible, d
 from quantscope.remedy.recipe_file import Recipe, read_recipe
 from quantscope.remedy.search import for_size
 from quantscope.remedy.sensitivity import predict, role
+from quantscope.remedy.two_models import Rounded
 from quantscope.remedy.types import choose_types
 from quantscope.report.recipe import answer, document, front_table, notes, tables
 from quantscope.sources.resolve import open_source
@@ -150,7 +151,7 @@ def test_rules_of_thumb(catalog: Catalog) -> None:
 def test_measured_kl_is_that_of_a_plain_forward(weights: Weights, catalog: Catalog, texts: tuple[Tensor, Tensor], imatrix: Imatrix) -> None:
     recipes = [preset(catalog, name).types for name in ("Q3_K_M", "Q5_0")]
     for types, found in zip(recipes, measured(weights, recipes, texts[0], imatrix.of), strict=True):
-        other = Rounded(weights, types)
+        other = Rounded(Equalized(weights), types)
         for name, t in types.items():
             if t.is_quantized:
                 w = weights.get(name)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from quantscope import wording
+from quantscope import phrases, wording
 from quantscope.report.markdown import escaped, markdown
 from quantscope.report.table import FLAG
 from quantscope.report.tables import sections
@@ -197,7 +197,7 @@ class TestWording:
 
     def test_mean_and_quantity(self) -> None:
         assert [wording.mean(x) for x in (-0.000018, 0.0154, 1e-7)] == ["−0.0000180", "0.0154", "1.00e−7"]
-        assert [wording.quantity(n) for n in (260_032, 8_030_000, 1_100_048_384)] == ["260,032", "8.03 million", "1.10 billion"]
+        assert [phrases.quantity(n) for n in (260_032, 8_030_000, 1_100_048_384)] == ["260,032", "8.03 million", "1.10 billion"]
 
     def test_sci_percent_size(self) -> None:
         assert [wording.sci(x) for x in (0.000123, 12.0, 0.0, math.inf)] == ["1.23e−4", "1.20e1", "0", "∞"]
@@ -206,8 +206,8 @@ class TestWording:
 
     def test_lists(self) -> None:
         assert [wording.listed("abc"[:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
-        assert wording.span([1.04, 1.01]) == "1.0×"
-        assert wording.span([1.5, 1.0]) == "1.0× to 1.5×"
+        assert phrases.span([1.04, 1.01]) == "1.0×"
+        assert phrases.span([1.5, 1.0]) == "1.0× to 1.5×"
         assert (wording.count(1, "layer"), wording.count(2000, "layer")) == ("1 layer", "2,000 layers")
 
     @given(st.text())

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from quantscope import results
 from quantscope.errors import CorruptFileError, UnsupportedVersionError
 from quantscope.report.study_json import dump
-from quantscope.results import Flag, Study
+from quantscope.results import Flag, Histogram, Passage, Study, TopTokens
 from tests.unit import studies
 from tools.study_schema import PATH, study_schema
 
@@ -36,6 +37,18 @@ def broken_study() -> Study:
     return dataclasses.replace(study, variants=variants, provenance=provenance)
 
 
+def study_with_tokens() -> Study:
+    """Tokens after the prompt and a passage, with numbers that JSON does not have."""
+    top = TopTokens((5, 9), ("a", "\n<b>"), {"F16": (1.5, -math.inf)}, {"F16": (1.0, 0.0)}, {"F16": (1, 2)})
+    pairs = ((("x", 0.5), (" y", 0.25)), (("z", math.nan),))
+    shown = Passage(300, (3, 4), ("c", "d"), (0, 0), (7, 8), ("d", None), {"Q4_0": (math.nan, 0.1)}, {"F16": pairs})
+    study = studies.study(top=top, passage=shown)
+    v = study.variants[1]
+    assert v.logits is not None
+    counted = dataclasses.replace(v.logits, kl_histogram=Histogram(-10.0, 5, (0, 7, 2), 3, 1))
+    return dataclasses.replace(study, variants=(study.variants[0], dataclasses.replace(v, logits=counted), *study.variants[2:]))
+
+
 class TestRoundTrip:
     def test_lossless(self) -> None:
         study = studies.study()
@@ -43,6 +56,15 @@ class TestRoundTrip:
         assert again.variants == study.variants
         assert dataclasses.replace(again, findings=()) == dataclasses.replace(study, findings=())
         assert [f.text for f in again.findings] == [f.text for f in study.findings]
+        assert dump(again) == dump(study)
+
+    def test_tokens(self) -> None:
+        study = study_with_tokens()
+        again = round_trip(study)
+        assert again.top == study.top
+        assert again.variants == study.variants
+        assert again.passage is not None
+        assert repr(again.passage) == repr(study.passage)  # NaN is not equal to itself
         assert dump(again) == dump(study)
 
     def test_not_finite(self) -> None:
@@ -72,8 +94,12 @@ class TestOtherVersions:
 
     def test_fields_with_a_default_may_be_missing(self) -> None:
         data = json.loads(dump(studies.study()))
-        del data["notes"], data["non_finite"], data["variants"][0]["path"]
-        assert Study.from_json(data).variants[0].path is None
+        del data["notes"], data["non_finite"], data["variants"][0]["path"], data["top"], data["passage"]
+        del data["variants"][1]["logits"]["kl_histogram"]
+        study = Study.from_json(data)
+        assert (study.variants[0].path, study.top, study.passage) == (None, None, None)
+        assert study.variants[1].logits is not None
+        assert study.variants[1].logits.kl_histogram is None
 
     @pytest.mark.parametrize("version", [0, 2, "1", None])
     def test_other_versions_are_refused(self, version: object) -> None:
@@ -86,48 +112,61 @@ class TestOtherVersions:
             Study.from_json(data)
 
 
-def fits(value: Any, schema: dict[str, Any], root: dict[str, Any], where: str = "") -> list[str]:
-    """The few keywords of JSON Schema that ours uses; one line per violation."""
-    if "$ref" in schema:
-        return fits(value, root["$defs"][schema["$ref"].rsplit("/", 1)[1]], root, where)
-    if "anyOf" in schema:
-        return [] if any(not fits(value, s, root, where) for s in schema["anyOf"]) else [f"{where}: {value!r} fits none of anyOf"]
-    if "const" in schema or "enum" in schema:
-        return [] if value in schema.get("enum", [schema.get("const")]) else [f"{where}: {value!r}"]
-    types = {"string": str, "integer": int, "number": (int, float), "null": type(None), "array": list, "object": dict}
-    wanted = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    if not any(isinstance(value, types[t]) for t in wanted):
-        return [f"{where}: {value!r} is no {wanted}"]
-    out = []
-    if isinstance(value, list):
-        for i, item in enumerate(value):
-            out += fits(item, schema.get("items", {"type": list(types)}), root, f"{where}/{i}")
-    if isinstance(value, dict):
-        out += [f"{where}: {name} is missing" for name in schema.get("required", []) if name not in value]
-        for name, item in value.items():
-            inner = schema.get("properties", {}).get(name, schema.get("additionalProperties"))
-            out += fits(item, inner, root, f"{where}/{name}") if inner else []
-    return out
+def violations(data: Any) -> list[str]:
+    """What jsonschema finds wrong with a document, by place."""
+    validator = Draft202012Validator(study_schema())
+    return sorted(f"/{'/'.join(map(str, e.absolute_path))}: {e.message}" for e in validator.iter_errors(data))
+
+
+class TestLines:
+    def test_short_lists_stand_on_a_line_and_keep_their_content(self) -> None:
+        tokens = ['"', "\\", '",\n  1', "[", "]\n", "1,\n 2", "\ud800", ""]
+        top = {"F16": [[[piece, 0.5 + i] for i, piece in enumerate(tokens)]]}
+        kl = {"Q4_0": [1e-300, math.inf, -0.5]}
+        passage = results.Passage(9, (1, 2), tuple(tokens), (0, 0), (5, 6), (), kl, top)
+        study = dataclasses.replace(studies.study(), passage=passage)
+        text = dump(study)
+        assert json.loads(text) == json.loads(json.dumps(study.to_json()))
+        assert "[1e-300, null, -0.5]" in text
+        assert '["[", 3.5]' in text
 
 
 class TestSchema:
     def test_the_shipped_schema_fits_the_dataclasses(self) -> None:
         assert json.loads(PATH.read_text("utf-8")) == study_schema(), "run `python -m tools.study_schema`"
 
-    @pytest.mark.parametrize("study", [studies.study(), broken_study(), studies.study(original=None, text=None, prompt=None, model=None)])
+    @pytest.mark.parametrize(
+        "study",
+        [
+            studies.study(),
+            studies.long_study(),
+            study_with_tokens(),
+            broken_study(),
+            studies.study(original=None, text=None, prompt=None, model=None),
+        ],
+    )
     def test_studies_fit_the_schema(self, study: Study) -> None:
-        assert fits(json.loads(dump(study)), study_schema(), study_schema()) == []
+        assert violations(json.loads(dump(study))) == []
 
     def test_the_check_finds_violations(self) -> None:
         data = json.loads(dump(studies.study()))
         data["variants"][1]["layers"][2]["nmse"] = "0.1"
         del data["variants"][0]["bpw"]
-        assert len(fits(data, study_schema(), study_schema())) == 2
+        found = violations(data)
+        assert len(found) == 2
+        assert found[1].startswith("/variants/1/layers/2/nmse: '0.1'")
+
+        data = json.loads(dump(study_with_tokens()))
+        data["passage"]["top"]["F16"][0][0].append(1)
+        assert len(violations(data)) == 1
+
+    def test_it_is_a_schema(self) -> None:
+        Draft202012Validator.check_schema(study_schema())
 
     def test_every_field_is_documented(self) -> None:
         text = DOCUMENT.read_text("utf-8")
         kinds = [k for k in vars(results).values() if dataclasses.is_dataclass(k) and k is not results.StudyOptions]
-        assert len(kinds) == 17
+        assert len(kinds) == 21
         missing = [f"{k.__name__}.{f.name}" for k in kinds for f in dataclasses.fields(k) if f"`{f.name}`" not in text]
         assert missing == []
 

@@ -332,10 +332,60 @@ def test_impossible_alignment(tmp_path: Path, value: bytes) -> None:
     refused(tmp_path, gguf([value]), CorruptFileError, "general.alignment is", "expected a power of two")
 
 
-def test_parts_of_a_split_model(tmp_path: Path) -> None:
-    parts = gguf([kv("split.no", U16, 1), kv("split.count", U16, 3)])
-    refused(tmp_path, parts, UnsupportedVersionError, "this is part 2 of 3", "--merge")
-    assert opened(tmp_path, gguf([kv("split.no", U16, 0), kv("split.count", U16, 1)])).metadata
+def part(i: int, n: int, *tensors: Info, total: int | None = None) -> bytes:
+    keys = [kv("general.name", STRING, "tiny")] if i == 0 else []
+    keys += [] if total is None else [kv("split.tensors.count", I32, total)]
+    return gguf([*keys, kv("split.no", U16, i), kv("split.count", U16, n)], tensors, DATA)
+
+
+def three_parts(tmp_path: Path) -> list[Path]:
+    names = ["b", "a", "c"]
+    return [write(tmp_path, part(i, 3, Info(x, (32,)), total=3), f"m-{i + 1:05d}-of-00003.gguf") for i, x in enumerate(names)]
+
+
+def test_a_split_model_is_opened_by_any_part(tmp_path: Path) -> None:
+    paths = three_parts(tmp_path)
+    for path in paths:
+        source = open_source(path)
+        assert (source.path, list(source.tensors), dict(source.metadata)) == (paths[0], ["b", "a", "c"], {"general.name": "tiny"})
+        assert source.raw("c").tobytes() == DATA[:128]
+        assert source.file_bytes == sum(p.stat().st_size for p in paths)
+        listing = "".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in paths)
+        assert source.sha256() == hashlib.sha256(listing.encode()).hexdigest()
+        assert summarize(source).container == {"version": 3, "alignment": 32}
+        with pytest.raises(MissingTensorError):
+            source.raw("d")
+        source.close()
+    assert opened(tmp_path, gguf([kv("split.no", U16, 0), kv("split.count", U16, 1)])).metadata  # one part is a whole model
+
+
+def test_parts_that_are_missing_or_damaged(tmp_path: Path) -> None:
+    paths = three_parts(tmp_path)
+    paths[2].write_bytes(paths[2].read_bytes()[:-200])
+    with pytest.raises(TruncatedFileError, match=r"m-00003-of-00003\.gguf: tensor 'c'"):
+        open_source(paths[0])
+    assert open_source(paths[0], allow_truncated=True).truncated == ("c",)
+    paths[1].unlink()
+    with pytest.raises(MissingFileError, match=r"m-00003-of-00003\.gguf: 1 of the model's 3 parts missing in .*: m-00002-of-00003\.gguf\."):
+        open_source(paths[2], allow_truncated=True)
+    with pytest.raises(MissingFileError, match=r"this is part 2 of 3 .* expected NAME-00001-of-00003\.gguf"):
+        open_source(write(tmp_path, part(1, 3), "second.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (part(2, 3, Info("x", (32,))), r"00002.*split\.no and split\.count are 2 and 3, expected 1 and 3"),
+        (gguf([], [Info("x", (32,))], DATA), r"00002.*split\.no and split\.count are None and 1, expected 1 and 3"),
+        (part(1, 3, Info("b", (32,))), r"00002.*tensor 'b' is also in m-00001-of-00003\.gguf"),
+        (part(1, 3), r"00001.*the parts hold 2 tensors, expected 3 \(split\.tensors\.count\)"),
+    ],
+)
+def test_parts_that_do_not_belong_together(second: bytes, message: str, tmp_path: Path) -> None:
+    paths = three_parts(tmp_path)
+    paths[1].write_bytes(second)
+    with pytest.raises(CorruptFileError, match=message):
+        open_source(paths[0])
 
 
 def test_missing_files_and_odd_paths(tmp_path: Path) -> None:

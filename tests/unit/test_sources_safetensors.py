@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
+from safetensors.torch import save_file as torch_save
 
 from quantscope.errors import (
     CorruptFileError,
@@ -28,6 +30,8 @@ from quantscope.errors import (
 from quantscope.sources.resolve import open_source
 from quantscope.sources.safetensors import INDEX, SINGLE, SafetensorsSource, open_folder
 from quantscope.sources.summary import summarize
+from quantscope.weights import Weights
+from tests.hf_models import make_hf
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
 B = np.arange(4, dtype=np.float16)
@@ -202,7 +206,7 @@ def test_truncated_header(tmp_path: Path) -> None:
         ((5).to_bytes(8, "little") + b"{nono", CorruptFileError, "the header is no JSON"),
         (stored({"a": 1}), CorruptFileError, "the header entry of tensor 'a' is 1"),
         (stored({"a": {"dtype": "F32"}}), CorruptFileError, "expected dtype, shape and data_offsets"),
-        (stored({"a": entry("F8_E4M3")}, bytes(8)), UnsupportedTypeError, "tensor 'a' has dtype F8_E4M3, expected one of F32, F16"),
+        (stored({"a": entry("F4")}, bytes(8)), UnsupportedTypeError, "tensor 'a' has dtype F4, expected one of F32, F16"),
         (stored({"a": entry(shape=[0])}, bytes(8)), CorruptFileError, "shape [0], expected positive sizes"),
         (stored({"a": entry(shape=[-2])}, bytes(8)), CorruptFileError, "expected positive sizes"),
         (stored({"a": entry(shape=["2"])}, bytes(8)), CorruptFileError, "expected positive sizes"),
@@ -254,3 +258,14 @@ def test_damaged_files(scratch: Path, cut: int, edits: list[tuple[int, bytes]]) 
         return
     for name in source.tensors:
         assert name in source.truncated or source.raw(name).size == source.tensors[name].n_bytes
+
+
+def test_tensors_of_different_types_in_one_model(tmp_path: Path) -> None:
+    model = make_hf(tmp_path)
+    state, kinds = model.state_dict(), (torch.float32, torch.float16, torch.bfloat16)
+    mixed = {name: tensor.to(kinds[i % 3]) for i, (name, tensor) in enumerate(state.items())}
+    torch_save(mixed, tmp_path / SINGLE)
+    weights = Weights(open_source(tmp_path))
+    assert {t.name for t in weights.stored_types().values()} == {"F32", "F16", "BF16"}
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert torch.equal(weights.get("blk.1.ffn_down.weight"), mixed[name].float())

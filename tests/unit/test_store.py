@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import random
@@ -24,9 +25,10 @@ from quantscope.errors import (
     StudyDiskError,
     StudyFolderError,
     StudyFormatError,
+    StudyLockedError,
     StudyMismatchError,
 )
-from quantscope.store import Record, StudyStore, decode, encode
+from quantscope.store import Record, StudyStore, decode, encode, read_sketch
 from tests.unit.stores import IDENTITY, alter, batch, child, is_prefix, kill, refused, reopened, same, three_batches, without_log
 
 DTYPES = ("?", "u1", "i1", "u2", "i4", "i8", "u8", "f2", "f4", "f8", ">f4", "c8", "c16")
@@ -266,6 +268,20 @@ class TestUnusable:
         path = finished / "study.db"
         path.write_bytes(path.read_bytes().replace(b"CREATE TABLE record", b"CREATE TAB\xc6E record"))
         refused(StudyDamagedError, "its schema cannot be read", do=lambda: reopened(finished))
+
+    def test_the_results_so_far(self, folder: Path) -> None:
+        assert read_sketch(folder) is None
+        with reopened(folder) as opened:
+            opened.sketch("first")
+            opened.sketch('{"text": "漢字 \udc80"}')
+            refused(StudyLockedError, "is at work in this folder", do=lambda: read_sketch(folder))
+        assert read_sketch(folder) == '{"text": "漢字 \\udc80"}'
+        with contextlib.closing(sqlite3.connect(folder / "study.db")) as db, db:
+            db.execute("UPDATE sketch SET json = x'00'")
+        refused(StudyDamagedError, "the results so far cannot be read", do=lambda: read_sketch(folder))
+        with reopened(folder) as opened:
+            opened.finish()
+        assert read_sketch(folder) is None
 
     def test_a_closed_store_is_a_mistake_of_ours(self, finished: Path) -> None:
         with reopened(finished) as opened:

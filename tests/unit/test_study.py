@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from quantscope import plan, stages, study
+from quantscope import plan, stages
+from quantscope.cli.report import told_of
 from quantscope.errors import ShapeError, StudyDiskError, StudyMismatchError, UsageError, VocabularyError
 from quantscope.meters import Record, join_batches
 from quantscope.monitor import Monitor
-from quantscope.results import Study, StudyOptions
+from quantscope.results import Interrupted, Study, StudyOptions
 from quantscope.stages import Job, prepare, run_batch
-from quantscope.store import StudyStore
+from quantscope.store import StudyStore, read_sketch
 from quantscope.study import run_study
 from tests.models import make_gguf
 
@@ -78,7 +80,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list
         done.append((stage.name, index))
         return run_batch(stage, index, step)
 
-    monkeypatch.setattr(study, "run_batch", computed)
+    monkeypatch.setattr(sys.modules[run_study.__module__], "run_batch", computed)
     return done
 
 
@@ -105,8 +107,8 @@ class TestStages:
         assert np.concatenate([stage.batch(i) for i in range(5)]).tolist() == stage.ids.tolist()
         late, early = run_batch(stage, 3), run_batch(stage, 0)
         assert all(np.array_equal(late[key], run_batch(stage, 3)[key]) for key in late)
-        assert "next" in early
-        assert "next" not in late
+        assert "last" in early
+        assert "last" not in late
 
     def test_the_size_of_the_batches_changes_rounding_only(self, options: StudyOptions, monkeypatch: pytest.MonkeyPatch) -> None:
         small = prepare(options).stage("text")
@@ -136,6 +138,26 @@ class TestResuming:
         assert first + second == [("floor", 0), *(("text", i) for i in range(5))]
         assert len(second) == 6 - n_done
         assert any("Stored already" in note for note in watched.notes) == (n_done > 1)
+
+    @pytest.mark.parametrize(("n_done", "where"), [(2, ("prompt", 1, 1)), (4, ("text", 2, 5))])
+    def test_an_interrupted_study_has_a_report(
+        self, options: StudyOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_done: int, where: tuple[str, int, int]
+    ) -> None:
+        """Its figures are those of a study of as much text."""
+        both = dataclasses.replace(options, prompt="Once upon a time")
+        with monkeypatch.context() as patched:
+            counted(patched, fail_at=n_done)
+            with pytest.raises(KeyboardInterrupt):
+                run_study(both, folder=tmp_path / "s")
+        told = told_of(tmp_path / "s")
+        assert told.interrupted == Interrupted(*where)
+        shorter = dataclasses.replace(both, n_chunks=4) if where[0] == "text" else dataclasses.replace(both, text=None)
+        expected = run_study(shorter)
+        assert [v.logits for v in told.variants] == [v.logits for v in expected.variants]
+        assert [v.layers for v in told.variants] == [v.layers for v in expected.variants]
+        assert (told.text is None) == (where[0] == "prompt")
+        run_study(both, folder=tmp_path / "s")
+        assert read_sketch(tmp_path / "s") is None  # the results are in study.json then
 
     def test_a_finished_study_is_not_computed_again(self, options: StudyOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         done = run_study(options, folder=tmp_path)

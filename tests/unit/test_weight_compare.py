@@ -230,3 +230,54 @@ def test_the_table_shows_what_differs_or_all(tmp_path: Path) -> None:
     assert len(weights_table(c).rows) == 1
     assert weights_table(c).caption == "20 tensors within what the types explain not shown; `--all` shows them."
     assert len(weights_table(c, every=True).rows) == 21
+
+
+# ---------------------------------------------------------------- channel scales that cancel
+
+
+def equalized(seed: int = 0) -> dict[str, Array]:
+    """All tensors of make_gguf's model with random channel scales between maker and readers; 2 heads share one of v."""
+    rng, new = np.random.default_rng(seed), dict(TENSORS)
+    for i in range(2):
+        s = {n: np.exp(rng.normal(0, 0.8, n)).astype(np.float32) for n in (64, 32, 96)}
+
+        def scale(name: str, rows: Array | float = 1.0, columns: Array | float = 1.0, layer: str = f"blk.{i}.") -> None:
+            new[f"{layer}{name}.weight"] = (np.asarray(rows) * (new[f"{layer}{name}.weight"] * columns).T).T.astype(np.float32)
+
+        for norm, readers in (("attn_norm", ("attn_q", "attn_k", "attn_v")), ("ffn_norm", ("ffn_gate", "ffn_up"))):
+            scale(norm, 1 / s[64])
+            for reader in readers:
+                scale(reader, columns=s[64])
+        scale("attn_v", 1 / s[32])
+        scale("attn_output", columns=np.repeat(s[32].reshape(2, 1, 16), 2, axis=1).reshape(-1))
+        scale("ffn_up", 1 / s[96])
+        scale("ffn_down", columns=s[96])
+    return new
+
+
+@pytest.mark.parametrize("types", [("F32", "F32"), ("F32", "Q8_0"), ("Q4_0", "F16")])
+def test_channel_scales_that_cancel_are_no_difference(tmp_path: Path, types: tuple[str, str]) -> None:
+    c = compared(tmp_path, equalized(), types)
+    assert not c.unexplained, answer(c)
+    assert sum(row.verdict == "rescaled" for row in c.rows) == 2 * 9
+    assert "18 by channel scales that cancel" in answer(c)
+
+
+def test_channel_scales_that_do_not_cancel_are_a_difference(tmp_path: Path) -> None:
+    edit = equalized()
+    edit["blk.0.ffn_norm.weight"] = TENSORS["blk.0.ffn_norm.weight"]
+    bad = {row.name for row in compared(tmp_path, edit).unexplained}
+    assert bad == {"blk.0.ffn_gate.weight", "blk.0.ffn_up.weight", "blk.0.ffn_down.weight"}  # up's rows are known with its columns only
+
+
+def test_what_a_file_says_was_retuned(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    edit = {NORM: (TENSORS[NORM] * (1 + 0.05 * rng.standard_normal(64))).astype(np.float32), "blk.0.attn_q.bias": np.ones(64, np.float32)}
+    account = {"correct": "norms,bias", "norms": [NORM], "bias": ["blk.0.attn_q.bias"]}
+    said_so = {"metadata": {"quantscope.recipe": json.dumps(account)}}
+    assert {row.name for row in compared(tmp_path, edit).unexplained} == {NORM, "blk.0.attn_q.bias"}
+    c = compared(tmp_path, edit, **said_so)
+    assert not c.unexplained
+    assert "2 are norm weights and biases that the file says were re-tuned" in answer(c)
+    unlike = compared(tmp_path, edit | {NORM: rng.standard_normal(64).astype(np.float32)}, **said_so)
+    assert [row.name for row in unlike.unexplained] == [NORM]  # saying so does not excuse everything
