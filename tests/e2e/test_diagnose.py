@@ -71,7 +71,7 @@ def test_a_clean_engine_is_within_and_nothing_is_called_free_of_bugs(capsys: Cap
     assert words.startswith("Nothing found beyond the expected arithmetic of llama.cpp at 83 taps.")
     assert "Not testable with this evidence:" in words
     assert "no bug" not in words
-    assert err == "Wrote found/diagnosis.md.\n"
+    assert err == "Wrote found/diagnosis.html and found/diagnosis.md.\n"
     assert "# quantscope diagnosis of" in Path("found/diagnosis.md").read_text()
     assert Path("found/llama.cpp.safetensors").exists()
     found = document(capsys, STORIES, "--against", "found/llama.cpp.safetensors", code=0)

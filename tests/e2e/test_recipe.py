@@ -40,7 +40,7 @@ def test_the_files(capsys: Capture, recipe: Path) -> None:
     kls = {c["name"]: c["other_kl"] for c in data["candidates"] if c["other_kl"] is not None}
     assert chosen["other_kl"] == min(kls.values())
     assert any(c["kind"] == "preset" and c["name"] in kls for c in data["candidates"])
-    assert sorted(p.name for p in recipe.parent.iterdir()) == ["r.gguf", "r.imatrix.gguf", "r.json", "r.tensor-types.txt"]
+    assert sorted(p.name for p in recipe.parent.iterdir()) == ["r.gguf", "r.html", "r.imatrix.gguf", "r.json", "r.tensor-types.txt"]
 
 
 def test_quantize_makes_the_same_file_of_either_recipe(capsys: Capture, recipe: Path) -> None:
@@ -101,7 +101,7 @@ def test_bad_input(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ((text, "-o", elsewhere, *bpw, "--quantized", elsewhere), "another result has this name"),
         ((text, "-o", tmp_path / "no" / "r.json", *bpw), "expected a file in a folder that exists"),
         ((text, "-o", elsewhere, *bpw, "--correct", "rounding"), "--correct alone"),
-        ((text, "-o", elsewhere, *bpw, "--correct", "bias", "--quantized", "x.gguf"), "expected `rounding`"),
+        ((text, "-o", elsewhere, *bpw, "--correct", "magic", "--quantized", "x.gguf"), "expected some of equalize, scales"),
         ((text, "-o", elsewhere, *bpw, "--imatrix", other), "expected an importance matrix"),
         ((tmp_path / "short.txt", "-o", elsewhere, *bpw), "expected at least 192"),
         ((tmp_path / "no.txt", "-o", elsewhere, *bpw), "no.txt"),
