@@ -221,7 +221,9 @@ def test_their_file_is_close_to_the_exact_divergence(run: Run) -> None:
     assert stats.top1_agree == stored.stats.top1_agree
     assert stats.ln_ppl_ratio is not None
     assert stats.ln_ppl_ratio == pytest.approx(math.log(stats.ppl / BASE_PPL[-1]), abs=1e-5)
-    assert stored.stats.ln_ppl_ratio == pytest.approx(0.08506, rel=REL, abs=1e-4)  # 4 % more: tokens that the base finds impossible
+    assert stored.stats.ln_ppl_ratio == pytest.approx(
+        0.08506, rel=REL, abs=1e-4 if SAME_ORDER else 2e-3
+    )  # 4 % more: tokens that the base finds impossible
 
 
 def test_definitions_in_plain_numpy(run: Run) -> None:
@@ -273,4 +275,7 @@ def test_definitions_in_plain_numpy(run: Run) -> None:
     }
     for prefix, values, wanted in (("kl_nats", kl, percents), ("dp", dp, percents | {"p75": 75, "p25": 25})):
         expected |= {f"{prefix}_{name}": np.percentile(values, percent) for name, percent in wanted.items()}
-    assert dataclasses.asdict(ours(run)) == pytest.approx(expected, rel=1e-8, abs=1e-12)
+    found = dataclasses.asdict(ours(run))
+    histogram = found.pop("kl_histogram")
+    assert sum(histogram["counts"]) + histogram["below"] + histogram["above"] == n
+    assert found == pytest.approx(expected, rel=1e-8, abs=1e-12)
