@@ -24,7 +24,7 @@ pytestmark = pytest.mark.long
 # command → why no test runs it; what is listed here and in no document fails
 NOT_RUN: dict[str, str] = {
     "quantscope study hf-gptq/ --ref hf-folder/ --text -": (
-        "needs a GPTQ checkpoint with a vocabulary, and a standard input; both are run by themselves in test_study_resume.py and test_packed.py"
+        "needs a GPTQ checkpoint with a vocabulary, and a standard input: each is run by itself, in test_packed.py and test_study_resume.py"
     ),
 }
 # command → the exit code that its document promises, where it is not 0
