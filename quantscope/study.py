@@ -90,10 +90,12 @@ def _run(job: Job, options: StudyOptions, monitor: Monitor, store: StudyStore | 
 
 
 def _sketching(job: Job, options: StudyOptions, stage: Stage, before: dict[str, list[Record]], store: StudyStore) -> Keep:
-    """Stores the results so far, for a report of a study that does not come to its end."""
+    """Stores the results so far, for a report of a study that does not come to its end: after its last batch it has come there."""
     provenance = _provenance(job, options)
 
     def keep(done: list[Record]) -> None:
+        if stage is job.stages[-1] and len(done) == stage.n_batches:
+            return
         so_far = Interrupted(stage.name, len(done), stage.n_batches)
         store.sketch(json.dumps(assemble(job, {**before, stage.name: done}, provenance, so_far).to_json()))
 

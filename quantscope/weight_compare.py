@@ -37,7 +37,7 @@ Verdict = Literal["equal", "explained", "rescaled", "re-tuned", "blocks", "diffe
 
 FACTOR = 4.0  # 2 is the largest |e_A − e_B|² against |e_A|² + |e_B|²; 2 more for importance matrices and other encoders
 CORRECTED = (
-    6.0  # times that, of a file that `quantscope quantize --correct` wrote: it moves values for the outputs' sake (docs/measured.md)
+    4.0  # times that, of a file that `quantscope quantize --correct` wrote: it moves values for the outputs' sake (docs/measured.md)
 )
 BLOCK_FACTOR = 12.0  # the same for one block; of llama-quantize's own files no tensor exceeded 1.0 and no block 3.3 (docs/measured.md)
 SCREEN = 3.0  # a block above this many typical errors is encoded itself
@@ -160,7 +160,7 @@ def _without_scales(a: Weights, b: Weights, rows: Sequence[TensorDiff], more: fl
         left, right = _stored(a, name), _stored(b, name)
         return None if left is None or right is None or left.shape != right.shape else (left, right)
 
-    scales = found_scales(a.config, pair, {row.name for row in rows if row.verdict in ("differs", "blocks", "re-tuned")})
+    scales = found_scales(a, pair, {row.name for row in rows if row.verdict in ("differs", "blocks", "re-tuned")})
     return [_rescaled(row, pair(row.name), scales, more) if row.name in scales else row for row in rows]
 
 

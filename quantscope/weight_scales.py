@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from quantscope.arch.config import ModelConfig
-from quantscope.model.taps import MAKERS, READ_IN_LAYER
+from quantscope.model.taps import MAKERS
+from quantscope.model.wiring import readers
 from quantscope.weight_causes import Stored
-from quantscope.weights import ALL_IDS
+from quantscope.weights import ALL_IDS, Weights
 
 CANCELS = 0.1  # median of |r·s − 1|: rounding moves s by less, and a norm weight may be re-tuned by some percent beside
 LEAST = 1.01  # largest s over smallest: less is no scaling
@@ -44,22 +45,25 @@ class Scales:
         return values
 
 
-def found_scales(config: ModelConfig, pair: Callable[[str], Pair | None], differing: Container[str]) -> Scales:
-    """All scales that cancel between two files.  pair: a tensor in both, or None; differing: those that the types do not explain
-    (a coarse type can explain a small scale of some of the tensors)."""
-    scales = Scales()
+def found_scales(weights: Weights, pair: Callable[[str], Pair | None], differing: Container[str]) -> Scales:
+    """All scales that cancel between two files.
+
+    weights: file A.  pair: a tensor in both, or None.  differing: those that the types do not explain; a coarse type can explain a small
+    scale of some of the tensors.
+    """
+    scales, config = Scales(), weights.config
     for i in range(config.n_layer):
+        reading = readers(config, i, weights.layer_names(i))
         for tap, maker in MAKERS.items():
-            name = f"blk.{i}.{maker}.weight"
-            readers = [f"blk.{i}.{m}.weight" for m in READ_IN_LAYER[tap]]
-            if any(tensor in differing for tensor in (name, *readers)):
-                _find(scales, config, tap, name, [r for r in readers if pair(r) is not None], pair)
+            name, matrices = f"blk.{i}.{maker}.weight", [f"blk.{i}.{m}.weight" for m in reading.get(f"{tap}-{i}", ())]
+            if any(tensor in differing for tensor in (name, *matrices)):
+                _find(scales, config, tap, name, [m for m in matrices if pair(m) is not None], pair)
     return scales
 
 
-def _find(scales: Scales, config: ModelConfig, tap: str, maker: str, readers: list[str], pair: Callable[[str], Pair | None]) -> None:
+def _find(scales: Scales, config: ModelConfig, tap: str, maker: str, matrices: list[str], pair: Callable[[str], Pair | None]) -> None:
     """Note the scales of one tap where they cancel."""
-    plain = [r for r in readers if r.split(".")[-2] not in MAKERS.values()]  # the rows of the others may be scaled, too
+    plain = [r for r in matrices if r.split(".")[-2] not in MAKERS.values()]  # the rows of the others may be scaled, too
     made = pair(maker)
     if made is None or not plain:
         return
@@ -68,7 +72,7 @@ def _find(scales: Scales, config: ModelConfig, tap: str, maker: str, readers: li
     r = _rows(scales, made)
     if float((r * own - 1).abs().median()) < CANCELS and float(own.max() / own.min().clamp(min=1e-12)) > LEAST:
         scales.rows[maker] = r.float()
-        scales.columns |= dict.fromkeys(readers, s.float())
+        scales.columns |= dict.fromkeys(matrices, s.float())
 
 
 def _columns(pairs: list[Pair]) -> Tensor:

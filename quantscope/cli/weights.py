@@ -35,11 +35,10 @@ def weights(a: A, b: B, all: All = False, json: Json = False, lang: LangOption =
             sources.append(open_source(path))
         with language(lang.value):
             c = compare_weights(Weights(sources[0]), Weights(sources[1]))
+            show(c, every=all, json=json)
     finally:
         for source in sources:
             source.close()
-    with language(lang.value):
-        show(c, every=all, json=json)
     return UNEXPLAINED if c.unexplained else 0
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from quantscope.metrics import nmse
 from quantscope.model.ops import exact_matmul
-from quantscope.model.taps import MAKERS, READ_IN_LAYER, stem_of
+from quantscope.model.taps import MAKERS, stem_of
 from quantscope.model.wiring import readers
 from quantscope.qtypes import QuantType
 from quantscope.quants import encode
@@ -267,45 +267,48 @@ class _Job:
     def _equalize(self, i: int, tap: str) -> None:
         """The channels of a tap, by the scales with which plain rounding errs least; everything of the layer is unrounded yet."""
         names = self.original.layer_names(i)
-        maker, readers = f"{MAKERS[tap]}.weight", [names[f"{m}.weight"] for m in READ_IN_LAYER[tap] if f"{m}.weight" in names]
-        if maker not in names or not any(map(self._quantized, readers)):
+        maker = f"{MAKERS[tap]}.weight"
+        reading = [names[f"{m}.weight"] for m in readers(self.config, i, names).get(f"{tap}-{i}", ())]
+        if maker not in names or not any(map(self._quantized, reading)):
             return
         sums, was = [text.sums(i, tap) for text in self.texts], self.texts[0].output(i)
-        sizes, now = (sums[0].importance.sqrt(), self._columns(readers)), list(sums)
+        sizes, now = (sums[0].importance.sqrt(), self._columns(reading)), list(sums)
 
         def apply(powers: tuple[float, float]) -> None:
             s = scales(*sizes, powers, tap, self.config)
             self.original.row_factors[names[maker]] = of_maker(s, tap, self.config)
-            self.original.column_factors |= dict.fromkeys(readers, s)
+            self.original.column_factors |= dict.fromkeys(reading, s)
             now[:] = [x.scaled(1 / s.double(), 1 / s.double()) for x in sums]
             round_plainly()
 
         def undo() -> None:
             del self.original.row_factors[names[maker]]
-            for name in readers:
+            for name in reading:
                 del self.original.column_factors[name]
             now[:] = sums
             round_plainly()
 
         def round_plainly() -> None:
-            for name in readers:
+            for name in reading:
                 self._plain(name, now[0].importance)
 
         def error() -> list[float]:
-            return [self._error(readers, s) for s in now]
+            return [self._error(reading, s) for s in now]
 
-        found = {}
-        for powers in POWERS:
-            apply(powers)
-            found[powers] = error()[0]
-            change = float(nmse(was, self.texts[0].output(i)).max())
-            undo()
-        if change < SAME:
+        apply(POWERS[-1])
+        same = float(nmse(was, self.texts[0].output(i)).max()) < SAME
+        undo()
+        if same:
+            found = {}
+            for powers in POWERS:
+                apply(powers)
+                found[powers] = error()[0]
+                undo()
             best = min(found, key=found.__getitem__)
             self._try(i, names[maker], "equalize", error, lambda: apply(best), undo)
         else:
-            self.notes.append(f"layer {i} was not equalized before {', '.join(readers)}: something else reads the same channels.")
-        for name in readers:
+            self.notes.append(f"layer {i} was not equalized before {', '.join(reading)}: something else reads the same channels.")
+        for name in reading:
             self.rounded.bytes.pop(name, None)
 
     def _columns(self, names: Sequence[str]) -> Tensor:

@@ -40,7 +40,7 @@ def _split(variant: str, runs: Sequence[EngineRun]) -> Table:
         values = [_error(rows[0].quantization)]
         for run, row in zip(runs, rows, strict=True):
             values += [_error(row.engine), _error(row.predicted)] if _has_prediction(run) else [_error(row.engine)]
-        cells.append((_place(rows[0]), *values))
+        cells.append((place_of_row(rows[0]), *values))
     return Table(
         tuple(columns), tuple(cells), say("{name}: {states}", name=printable(variant), states=states), layers=tuple(range(len(cells)))
     )
@@ -50,7 +50,7 @@ def _has_prediction(run: EngineRun) -> bool:
     return any(row.predicted is not None for row in run.rows)
 
 
-def _place(row: EngineRow) -> str:
+def place_of_row(row: EngineRow) -> str:
     return row.tap.rpartition("-")[2] if "-" in row.tap else say("logits")
 
 

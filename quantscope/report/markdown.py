@@ -36,7 +36,7 @@ def markdown(study: Study) -> str:
     if len(study.findings) > 1:
         blocks += [f"## {say('Findings')}", "\n".join(f"- **{f.id}**: {escaped(f.text)}" for f in study.findings[1:])]
     blocks += [f"## {say('Notes')}", _list(retold(n) for n in study.notes)] if study.notes else []
-    blocks += [f"## {say('Provenance')}", _list(f"{key}: {value}" for key, value in _flat(study.provenance))] if study.provenance else []
+    blocks += [f"## {say('Provenance')}", _list(f"{key}: {value}" for key, value in flat(study.provenance))] if study.provenance else []
     return "\n\n".join(b for b in blocks if b) + "\n"
 
 
@@ -60,9 +60,9 @@ def _filled(cell: str, width: int, left: bool) -> str:
     return cell + blanks if left else blanks + cell
 
 
-def _flat(values: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
+def flat(values: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
     """Nested dictionaries as dotted keys."""
     out: list[tuple[str, object]] = []
     for key, value in values.items():
-        out += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+        out += flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
     return out

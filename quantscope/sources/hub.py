@@ -111,10 +111,15 @@ def _cached(hub: Any, repo: str, revision: str | None, why: Exception) -> Repo:
         folder = Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
     except Exception:
         raise ModelFileError(
-            f"{PREFIX}{repo}: the hub cannot be reached ({' '.join(str(why).split())[:200] or type(why).__name__}), and nothing of this "
+            f"{PREFIX}{repo}: the hub cannot be reached ({_words(why)}), and nothing of this "
             f"repository was fetched before. Check the connection and HF_ENDPOINT, or give a file on disk."
         ) from None
     return Repo(repo, folder.name, folder.name, {str(p.relative_to(folder)): None for p in folder.rglob("*") if p.is_file()})
+
+
+def _words(error: Exception) -> str:
+    """What an error says, on one line and not too long; what it is where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _refused(hub: Any, repo: str, revision: str | None, error: Exception) -> ModelFileError:
@@ -133,7 +138,7 @@ def _refused(hub: Any, repo: str, revision: str | None, error: Exception) -> Mod
             f"{where}: the hub has no such repository, or it is private and you are not logged in. Check the spelling on its page, or "
             f"log in with `hf auth login`."
         )
-    return ModelFileError(f"{where}: the hub answers {' '.join(str(error).split())[:200]}. Try again later, or give a file on disk.")
+    return ModelFileError(f"{where}: the hub answers {_words(error)}. Try again later, or give a file on disk.")
 
 
 def _models(repo: Repo) -> list[str]:
@@ -164,7 +169,7 @@ def _file(hub: Any, repo: Repo, file: str, revision: str) -> Path:
         raise
     except Exception as error:
         raise ModelFileError(
-            f"{PREFIX}{repo.name}/{file}: the download broke off ({' '.join(str(error).split())[:200] or type(error).__name__}). Give the "
+            f"{PREFIX}{repo.name}/{file}: the download broke off ({_words(error)}). Give the "
             f"same command again: large files go on where they stopped."
         ) from None
 

@@ -34,14 +34,14 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_corrected_file_of_the_same_size_is_nearer_in_llama_cpp(capsys: Capture) -> None:
     tokenizer = from_source(open_source(DEMO))
     ids = (1, *tokenizer.encode(TEXT.read_text("utf-8")[-2000:])[:200])  # far behind the chunks that are fitted to
-    correct = ("--correct", "rounding", "--text", TEXT, "--ctx", "128", "--chunks", "16")
+    correct = ("--correct", "rounding", "--text", TEXT, "--ctx", "128", "--chunks", "40")
     out, _ = ran(capsys, "quantize", DEMO, "corrected.gguf", "--type", "Q4_0", *correct, "--json")
     found = json.loads(out)
     rows = found["corrections"]
     assert sum(row["kept"] for row in rows) > len(rows) / 2
     assert (rows[0]["name"], rows[0]["kept"]) == ("token_embd.weight", True)
     assert found["recipe"]["correct"] == "rounding"
-    ran(capsys, "imatrix", DEMO, "--text", TEXT, "--ctx", "128", "--chunks", "12", "-o", "imatrix.gguf")
+    ran(capsys, "imatrix", DEMO, "--text", TEXT, "--ctx", "128", "--chunks", "32", "-o", "imatrix.gguf")
     ran(capsys, "quantize", DEMO, "plain.gguf", "--type", "Q4_0", "--imatrix", "imatrix.gguf", "--json")
     logits = {}
     for name in ("corrected", "plain"):

@@ -6,7 +6,7 @@ row belongs to: the buttons at the top of the page show and hide all that has it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -27,7 +27,7 @@ class Series:
     low: Numbers | None = None
     high: Numbers | None = None
     text: list[str] | None = None
-    style: Literal["", "dash", "dot", "band", "label"] = ""
+    style: Literal["", "dash", "band", "label"] = ""
     original: bool = False
 
 
@@ -58,7 +58,6 @@ class Chart:
     z_title: str = ""
     log_z: bool = False
     note: str = ""
-    table: Table | None = None  # made of the series where there is none
 
 
 @dataclass(frozen=True)
@@ -90,3 +89,8 @@ class Page:
 def rounded(values: Sequence[float | None]) -> Numbers:
     """To DIGITS significant digits; what is no finite number, which a chart cannot show, becomes None."""
     return [None if v is None or v != v or v in (float("inf"), float("-inf")) else float(f"{v:.{DIGITS - 1}e}") for v in values]
+
+
+def grid(cells: Mapping[Any, float | None], rows: Sequence[Any], columns: Sequence[Any]) -> list[Numbers]:
+    """What a heat map shows: cells by (row, column); None where there is none."""
+    return [rounded([cells.get((row, column)) for column in columns]) for row in rows]

@@ -10,7 +10,7 @@ from quantscope.model.taps import split_tap
 from quantscope.report.compare import split_table, taps_table
 from quantscope.report.diagnosis import cause_tables, evidence_table, notes
 from quantscope.report.imported import ledger_table
-from quantscope.report.page.content import Block, Chart, Frame, Page, Series, rounded
+from quantscope.report.page.content import Block, Chart, Frame, Page, Series, grid, rounded
 from quantscope.three_way import SplitRow
 from quantscope.wording import printable
 
@@ -43,7 +43,7 @@ def tap_chart(c: Comparison) -> Chart | None:
     taps = [row.tap for row in rows]
     floor = rounded([row.floor for row in rows])
     series = (
-        Series(say("floor"), taps, floor, low=[None] * len(rows), high=floor, style="band"),
+        Series(say("floor"), taps, floor, high=floor, style="band"),
         Series(say("engine"), taps, rounded([row.nmse or None for row in rows])),
     )
     return Chart(
@@ -63,7 +63,6 @@ def floor_chart(c: Comparison) -> Chart | None:
     if len(layers) < 2:
         return None
     names = list(dict.fromkeys(taps))
-    grid = [rounded([cells.get((tap, layer)) for layer in layers]) for tap in names]
     title = say("Error as a multiple of its floor: above 1 it is no rounding")
     return Chart(
         "floors",
@@ -73,7 +72,7 @@ def floor_chart(c: Comparison) -> Chart | None:
         say("operation"),
         x=layers,
         y=names,
-        frames=(Frame(c.test.engine, grid),),
+        frames=(Frame(c.test.engine, grid(cells, names, layers)),),
         z_title=say("NMSE / floor"),
         log_z=True,
     )

@@ -7,7 +7,7 @@ from quantscope.remedy.recipe import Found
 from quantscope.remedy.sensitivity import Sensitivity, place, role
 from quantscope.report import recipe as recipe_report
 from quantscope.report import sensitivity as sensitivity_report
-from quantscope.report.page.content import Block, Chart, Frame, Page, Series, rounded
+from quantscope.report.page.content import Block, Chart, Frame, Page, Series, grid, rounded
 from quantscope.wording import printable, sig
 
 
@@ -29,9 +29,8 @@ def heat_chart(s: Sensitivity) -> Chart:
     main = sensitivity_report.main_type(s)
     layers = [p for p in dict.fromkeys(map(place, s.kl)) if p.isdigit()]
     roles = list(dict.fromkeys(role(name) for name in s.kl if place(name).isdigit()))
-    kl = {(role(name), place(name)): row for name, row in s.kl.items()}
     types = [main, *(t for t in s.types if t != main)]
-    frames = tuple(Frame(t, [rounded([kl.get((r, i), {}).get(t) for i in layers]) for r in roles]) for t in types)
+    frames = tuple(Frame(t, grid({(role(n), place(n)): row.get(t) for n, row in s.kl.items()}, roles, layers)) for t in types)
     title = say("Predicted KL divergence of one matrix alone in a type")
     return Chart(
         "sensitivity",
@@ -91,6 +90,6 @@ def type_chart(f: Found) -> Chart:
     types = {name: t for name, t in f.chosen.types.items() if place(name).isdigit()}
     layers, roles = sorted({int(place(n)) for n in types}), list(dict.fromkeys(map(role, types)))
     bits = {(role(n), int(place(n))): t.bpw for n, t in types.items()}
-    frame = Frame(retold(f.chosen.name), [rounded([bits.get((r, i)) for i in layers]) for r in roles])
+    frame = Frame(retold(f.chosen.name), grid(bits, roles, layers))
     title = say("Bits per weight of every matrix")
     return Chart("types", title, "heat", say("layer"), say("matrix"), x=layers, y=roles, frames=(frame,), z_title=say("bits per weight"))

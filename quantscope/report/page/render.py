@@ -46,7 +46,7 @@ def html(page: Page) -> str:
         ),
         version=__version__,
         tables={block.id: [table_view(t, page) for t in block.tables] for block in page.blocks},
-        chart_tables={c.id: table_view(c.table or table_of(c), page) for block in page.blocks for c in block.charts},
+        chart_tables={c.id: table_view(table_of(c), page) for block in page.blocks for c in block.charts},
         style=_file(STYLE),
         script=_file(SCRIPT),
         library=_file(LIBRARY),

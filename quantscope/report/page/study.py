@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from quantscope.language import say
 from quantscope.model.taps import LAYER_TAPS, place_of
 from quantscope.phrases import count
 from quantscope.report import tables as study_tables
-from quantscope.report.engine_tables import engines
+from quantscope.report.engine_tables import engines, place_of_row
 from quantscope.report.logit_tables import logits, paired
+from quantscope.report.markdown import flat
 from quantscope.report.op_tables import operations, outliers
-from quantscope.report.page.content import Block, Chart, Frame, Page, Series, rounded
+from quantscope.report.page.content import Block, Chart, Frame, Page, Series, grid, rounded
 from quantscope.report.table import Section, label
-from quantscope.results import EngineRow, EngineRun, LayerRow, LogitStats, OpRow, Study, Variant
+from quantscope.results import EngineRow, EngineRun, LayerRow, LogitStats, Study, Variant
 from quantscope.wording import printable, sci, sig
 
 MOST_HEAVY = 16  # variants whose heat maps, single tokens and distributions are in the page: beyond it would be too large a file
@@ -42,7 +42,9 @@ def study_page(study: Study) -> Page:
         _block("size", study_tables.sizes(study), (size_chart(study),)),
         Block("findings", say("Findings"), lines=tuple((f.id, f.text) for f in others if f)),
         Block("notes", say("Notes"), lines=tuple(("", printable(note)) for note in study.notes)),
-        Block("provenance", say("Provenance"), lines=tuple(_flat(study.provenance))),
+        Block(
+            "provenance", say("Provenance"), lines=tuple((printable(key), printable(str(value))) for key, value in flat(study.provenance))
+        ),
     ]
     return Page(
         say("quantscope study of {name}", name=printable(name)),
@@ -62,13 +64,6 @@ def ordered(study: Study) -> list[Variant]:
 
 def _block(id_: str, section: Section, charts: Sequence[Chart | None]) -> Block:
     return Block(id_, section.title, section.explanation, tuple(c for c in charts if c is not None), section.tables)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    out: list[tuple[str, str]] = []
-    for key, value in values.items():
-        out += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(printable(f"{prefix}{key}"), printable(str(value)))]
-    return out
 
 
 # ---- through the layers ---------------------------------------------------------------------------------------------------------
@@ -133,7 +128,9 @@ def operation_chart(study: Study) -> Chart | None:
     rows = [r for r in having[0].ops if r.layer is not None]
     taps = [t for t in LAYER_TAPS if any(r.tap == t for r in rows)] or list(dict.fromkeys(r.tap for r in rows))
     layers = sorted({r.layer for r in rows if r.layer is not None})
-    frames = tuple(Frame(label(study, v), _grid(v.ops, taps, layers), label(study, v)) for v in having[:MOST_HEAVY])
+    frames = tuple(
+        Frame(label(study, v), grid({(r.tap, r.layer): r.nmse for r in v.ops}, taps, layers), label(study, v)) for v in having[:MOST_HEAVY]
+    )
     return Chart(
         "operations",
         say("Error of every operation in every layer"),
@@ -149,11 +146,6 @@ def operation_chart(study: Study) -> Chart | None:
     )
 
 
-def _grid(ops: Sequence[OpRow], taps: Sequence[str], layers: Sequence[int]) -> list[list[float | None]]:
-    found = {(r.tap, r.layer): r.nmse for r in ops}
-    return [rounded([found.get((tap, i)) for i in layers]) for tap in taps]
-
-
 def _left_out(n: int) -> str:
     """What the page says where it shows some of n variants only."""
     if n <= MOST_HEAVY:
@@ -163,10 +155,16 @@ def _left_out(n: int) -> str:
 
 def outlier_chart(study: Study) -> Chart | None:
     """The largest activation of the residual stream."""
-    having = {label(study, v): [r for r in v.ops if r.tap == STREAM and r.layer is not None] for v in ordered(study)}
+    having = [(v, [r for r in v.ops if r.tap == STREAM and r.layer is not None]) for v in ordered(study)]
     series = tuple(
-        Series(name, [r.layer for r in rows], rounded([r.abs_max for r in rows]), name, original=name.startswith(str(study.original)))
-        for name, rows in having.items()
+        Series(
+            label(study, v),
+            [r.layer for r in rows],
+            rounded([r.abs_max for r in rows]),
+            label(study, v),
+            original=_is_original(study, v),
+        )
+        for v, rows in having
         if rows
     )
     title = say("Largest activation of the residual stream")
@@ -197,7 +195,7 @@ def _heat(k: int, run: EngineRun) -> Chart | None:
     for name, value in ways.items():
         cells = {place: value(row) for place, row in found.items()}
         if any(cells.values()):
-            frames.append(Frame(name, [rounded([cells.get((tap, i)) for i in layers]) for tap in taps]))
+            frames.append(Frame(name, grid(cells, taps, layers)))
     title = say("{engine} on {name}: every operation in every layer", engine=run.engine, name=printable(run.variant))
     if not frames:
         return None
@@ -218,21 +216,17 @@ def _heat(k: int, run: EngineRun) -> Chart | None:
 def _split(study: Study, k: int, variant: str) -> Chart:
     runs = [run for run in study.engines if run.variant == variant and run.rows]
     key = label(study, study.variant(variant)) if any(v.name == variant for v in study.variants) else variant
-    places = [_place(row) for row in runs[0].rows]
+    places = [place_of_row(row) for row in runs[0].rows]
     quantization = rounded([row.quantization for row in runs[0].rows])
     series = [Series(say("quantization"), places, quantization, key, style="dash")] if any(quantization) else []
     for run in runs:
         predicted = rounded([row.predicted for row in run.rows])
         if any(p is not None for p in predicted):
             name = say("{engine}, predicted", engine=run.engine)
-            series.append(Series(name, places, predicted, key, low=[None] * len(places), high=predicted, style="band"))
+            series.append(Series(name, places, predicted, key, high=predicted, style="band"))
         series.append(Series(run.engine, places, rounded([row.engine for row in run.rows]), key))
     title = say("{name}: what the quantization does, and what the engine adds", name=printable(variant))
     return Chart(f"engines-{k}", title, "lines", say("layer"), say("NMSE"), tuple(series), log_y=True)
-
-
-def _place(row: EngineRow) -> str:
-    return row.tap.rpartition("-")[2] if "-" in row.tap else say("logits")
 
 
 # ---- logits ---------------------------------------------------------------------------------------------------------------------
