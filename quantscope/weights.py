@@ -28,6 +28,7 @@ ROPE_FREQS = "rope_freqs.weight"
 ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"  # of runs beyond and within the pretraining's context
 ALL_IDS = slice(None)
 NOT_OF_THE_HEAD = ("token_embd.weight", ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
+IN_OUT: tuple[Change, ...] = ("transposed", "alternating")  # matrices that a folder stores as [in,out]
 BY_ID = ("output.weight", "output.bias")  # tensors of the head with one row per token id
 
 
@@ -159,8 +160,7 @@ class Weights:
             if row.flag is not None and config.biases is not None and row.flag not in config.biases:
                 continue
             replaced = bool(row.unless) and f"{name.removesuffix(row.name)}{row.unless}" in self._stored
-            made = name == ROPE_FREQS and config.rope.llama3 is not None
-            if (name in self._stored or made) and not replaced:
+            if (name in self._stored or self._from_config(name) is not None) and not replaced:
                 found[name] = row
             elif not replaced and (row.needed or row.flag in (config.biases or ()) or name == "output.weight"):
                 raise self._missing(name)
@@ -180,7 +180,7 @@ class Weights:
         """Shapes as the metadata say, types that hold weights."""
         for name, row in self._rows.items():
             stored, expected = self._stored.get(name), row.shape(self.config)
-            expected = expected[::-1] if self._change(name) == "transposed" else expected
+            expected = _swapped(expected) if self._in_out(name) else expected
             if stored is None:  # made, not stored
                 continue
             if not can_decode(stored.qtype):
@@ -212,7 +212,7 @@ class Weights:
         return tuple(self._rows)
 
     def stored_names(self) -> tuple[str, ...]:
-        """``names()`` without rope_freqs.weight where that is made from a config.json."""
+        """``names()`` without the factors of RoPE that are made from a config.json."""
         return tuple(name for name in self._rows if name in self._stored)
 
     def stored_types(self) -> dict[str, QuantType]:
@@ -255,13 +255,15 @@ class Weights:
         """Some consecutive rows of ``get(name)``; only these are decoded, unless the tensor is held or has its rows reordered."""
         if name in self._stacks and self._kept is None and ids != ALL_IDS:
             return torch.stack([self._decoded(raw) for raw in self._stacks[name][ids]]).to(self.device)
-        if ids == ALL_IDS or self._kept is not None or self._made(name):
+        shape = self.shape(name)
+        by_matrix = len(shape) == 3 and self._in_out(name)
+        if ids == ALL_IDS or self._kept is not None or (self._made(name) and not by_matrix):
             return self.get(name)[ids]
-        raw, shape = self._stored[name], self.shape(name)
+        raw = self._stored[name]
         blocks = self.source.raw(raw.name).reshape(shape[0], -1)[ids]  # [rows, bytes of a row]
-        part = torch.from_numpy(decode(blocks.reshape(-1), raw.qtype)).reshape(-1, *shape[1:])
+        part = torch.from_numpy(decode(blocks.reshape(-1), raw.qtype)).reshape(-1, *(raw.shape if by_matrix else shape)[1:])
         self._check_finite_once(name, part, ids)
-        return part.to(self.device)
+        return self._as_canonical(name, part).to(self.device)
 
     def will_need(self, names: Iterable[str]) -> None:
         for raw in self._raws(names):
@@ -300,15 +302,26 @@ class Weights:
         return None if name is None else self.get(name)
 
     def _canonical(self, name: str) -> Tensor:
-        llama3 = self.config.rope.llama3
-        if name not in self._stored and llama3 is not None:
-            return llama3_factors(self.config.rope.theta, self.config.rope.dim, llama3)
+        made = None if name in self._stored else self._from_config(name)
+        if made is not None:
+            return made
         if name in self._stacks:
             return torch.stack([self._decoded(raw) for raw in self._stacks[name]])
-        tensor, change = self._decoded(self._stored[name]), self._change(name)
-        if change == "transposed":
-            tensor = tensor.T.contiguous()
-        return changed(tensor.reshape(self.shape(name)), change, self.config.head_dim)
+        return self._as_canonical(name, self._decoded(self._stored[name]))
+
+    def _from_config(self, name: str) -> Tensor | None:
+        """A tensor of factors of RoPE that a config.json describes and a GGUF file stores."""
+        rope = self.config.rope
+        if name == ROPE_FREQS and rope.llama3 is not None:
+            return llama3_factors(rope.theta, rope.dim, rope.llama3)
+        if name in (ROPE_LONG, ROPE_SHORT) and rope.longrope is not None:
+            return torch.tensor(rope.longrope.long if name == ROPE_LONG else rope.longrope.short)
+        return None
+
+    def _as_canonical(self, name: str, stored: Tensor) -> Tensor:
+        """The canonical form of a stored tensor, or of some of the matrices of a stack."""
+        tensor = stored.transpose(-1, -2).contiguous() if self._in_out(name) else stored
+        return changed(tensor.reshape(-1, *self.shape(name)[1:]), self._change(name), self.config)
 
     def _decoded(self, raw: RawTensor) -> Tensor:
         """A stored tensor in float32, in its own shape."""
@@ -324,7 +337,11 @@ class Weights:
         """How what the folder stores differs from the canonical tensor; a GGUF file has that itself."""
         stem, _, kind = name.rpartition(".")
         change = self._names.changes.get(stem.rpartition(".")[2]) if self.source.format == "safetensors" else None
-        return None if kind == "bias" and change in ("transposed", "less one") else change
+        return None if kind == "bias" and change in ("transposed", "less one") else change  # a bias that alternates stays so
+
+    def _in_out(self, name: str) -> bool:
+        """Whether a matrix, or each of a stack, is stored as [in,out]."""
+        return self._change(name) in IN_OUT and not name.endswith(".bias")
 
     def _check_finite_once(self, name: str, tensor: Tensor, rows: slice) -> None:
         """``_check_finite`` the first time these rows are read: the file does not change."""
@@ -347,6 +364,10 @@ class Weights:
             f"are not finite), expected finite numbers. The training diverged, or the conversion overflowed (BF16 weights written "
             f"as F16 do): convert the original again with `--outtype bf16` or `f32`."
         )
+
+
+def _swapped(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[:-2], shape[-1], shape[-2])
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -381,14 +402,17 @@ def llama3_factors(theta: float, dim: int, s: Llama3Scaling) -> Tensor:
     return torch.where(wavelengths < s.n_ctx_orig / s.high_freq_factor, torch.tensor(1.0), long).float()
 
 
-def changed(tensor: Tensor, change: Change | None, head_dim: int) -> Tensor:
-    """The canonical tensor of one that a folder stores otherwise."""
+def changed(tensor: Tensor, change: Change | None, config: ModelConfig) -> Tensor:
+    """The canonical tensor of one that a folder stores otherwise; a matrix is [out,in] already."""
     if change == "halves":
-        return interleave_rows(tensor, tensor.shape[0] // head_dim)
+        return interleave_rows(tensor, tensor.shape[0] // config.head_dim)
     if change == "less one":
         return tensor + 1
-    if change == "by head":  # [H,3,D,...] → [3,H,D,...]
-        return tensor.reshape(-1, 3, head_dim, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
+    if change == "by head":
+        heads = tensor.reshape(config.n_head_kv, config.n_group + 2, config.head_dim, *tensor.shape[1:])  # [J,H/J+2,D,...]
+        return torch.cat([part.flatten(0, 2) for part in torch.split(heads, [config.n_group, 1, 1], dim=1)])
+    if change == "alternating":
+        return torch.cat([tensor[:, ::2], tensor[:, 1::2]], dim=1)
     return tensor
 
 

@@ -111,7 +111,7 @@ CASES: dict[str, Case] = {
     "glm4": Case({"rope.dimension_count": 8}, optional=BIASES),
     "exaone-moe": Case(SIGMOID | WINDOW, optional=("exp_probs_b.bias",)),
     "gpt-oss": Case(
-        MOE | WINDOW | {"expert_feed_forward_length": 48}
+        MOE | WINDOW | {"expert_feed_forward_length": 64}
         | {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32},
         optional=BIASES,
     ),

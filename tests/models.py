@@ -129,7 +129,7 @@ def write_gguf(path: Path, arch: str, header: Mapping[str, Any], tensors: Mappin
     add_spm_vocabulary(writer, n_vocab)
     for name, value in tensors.items():
         kind = gguf.GGMLQuantizationType[dtype]
-        if (value.ndim == 2 or name.endswith("_exps.weight")) and kind != gguf.GGMLQuantizationType.F32:
+        if name.endswith(".weight") and value.ndim > 1 and kind != gguf.GGMLQuantizationType.F32:
             writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, value)

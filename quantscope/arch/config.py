@@ -24,6 +24,14 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True)
+class LongFactors:
+    """LongRoPE's divisors of the frequencies, [dim/2] each; a GGUF file holds them as ``rope_factors_short.weight`` and ``_long``."""
+
+    short: tuple[float, ...]  # of runs within the context of the pretraining
+    long: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class RopeConfig:
     """Rotary position embedding: the pair i of a head turns by position · θᵢ, and its length is multiplied by ``magnitude``.
 
@@ -43,7 +51,9 @@ class RopeConfig:
     n_ctx_orig: int = 0  # [tokens] context of the pretraining, YaRN only
     beta_fast: float = 32.0  # [turns over n_ctx_orig] pairs that turn more often keep their frequency
     beta_slow: float = 1.0  # [turns over n_ctx_orig] pairs that turn less often are interpolated by ``factor``
+    truncate: bool = True  # whether the ends of YaRN's ramp are whole pairs; gpt-oss in Transformers has fractions of pairs
     llama3: Llama3Scaling | None = None  # from a config.json only
+    longrope: LongFactors | None = None  # from a config.json only
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class Experts:
         p = gating(router(x)),  the n_used experts with the largest p (+ bias),  out = Σ wₑ · ffnₑ(x) (+ the shared experts' ffn(x))
         w = p of the chosen, divided by their sum where ``normalised``, times ``scale``
 
-    n_group: experts are chosen from the ``n_group_used`` groups whose two best sum to most.  layers: which layers have experts.
+    n_group: experts are chosen from the ``n_group_used`` groups whose ``n_best`` best sum to most.  layers: which layers have experts.
     """
 
     n_expert: int
@@ -88,6 +98,7 @@ class Experts:
     scale: float = 1.0
     n_group: int = 1
     n_group_used: int = 1
+    n_best: int = 2  # 1 in Transformers' DeepSeek-V2
 
 
 @dataclass(frozen=True)
@@ -207,4 +218,6 @@ def rope_of(data: Mapping[str, Any]) -> RopeConfig:
     rope = dict(data["rope"])
     if rope.get("llama3") is not None:
         rope["llama3"] = Llama3Scaling(**rope["llama3"])
+    if rope.get("longrope") is not None:
+        rope["longrope"] = LongFactors(**rope["longrope"])
     return RopeConfig(**rope)

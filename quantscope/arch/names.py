@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-# How a tensor of the folder differs from the canonical one: a norm's weight is stored less 1; a matrix is [in,out]; q, k and v of a head
-# follow one another; rows of q or k are in half-split order.
-Change: TypeAlias = Literal["less one", "transposed", "by head", "halves"]
+# How a tensor of the folder differs from the canonical one: a norm's weight is stored less 1; a matrix is [in,out]; q, k and v of a
+# key/value head follow one another; rows of q or k are in half-split order; a matrix is [in,out] and gate and up take turns in it.
+Change: TypeAlias = Literal["less one", "transposed", "by head", "halves", "alternating"]
 
-# GGUF stem → HF stem; ".weight" and ".bias" are the same on both sides.
+# GGUF stem → HF stem; ".weight" and ".bias" are the same on both sides.  A GGUF name with its ending → a whole HF name.
 TOP = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -49,12 +49,33 @@ MIXTRAL = {
     "ffn_down_exps": "block_sparse_moe.experts.{e}.w2",
     "ffn_up_exps": "block_sparse_moe.experts.{e}.w3",
 }
+CORRECTION = {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"}
+SHARED_EXPERTS = {f"ffn_{part}_shexp": f"mlp.shared_experts.{part}_proj" for part in ("gate", "up", "down")}
+ROUTED = EXPERTS | SHARED_EXPERTS | CORRECTION
+LATENT = {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+}
+GPT_OSS = {
+    "attn_sinks.weight": "self_attn.sinks",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_gate_inp": "mlp.router",
+    "ffn_gate_up_exps.weight": "mlp.experts.gate_up_proj",
+    "ffn_gate_up_exps.bias": "mlp.experts.gate_up_proj_bias",
+    "ffn_down_exps.weight": "mlp.experts.down_proj",
+    "ffn_down_exps.bias": "mlp.experts.down_proj_bias",
+}
 POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 SANDWICH = POST_NORMS | {"ffn_norm": "pre_feedforward_layernorm"}
 FULLY = {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
 FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 HALVES: Mapping[str, Change] = {"attn_q": "halves", "attn_k": "halves"}
 TIED: dict[str, Any] = {"tie_word_embeddings": True}
+SIGMOID = {"scoring_func": "sigmoid"}
 SCALED = TIED | {"scales_embeddings": True}  # by the root of their width
 GEMMA_NORMS = ("output_norm", "attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm")
 
@@ -64,6 +85,7 @@ class HfNames:
     """The names of one ``model_type``.  {e} in a stem is the number of an expert.
 
     changes: GGUF stem → how its tensor differs.  given: what a config.json of this type means where it does not say it.
+    inside: the objects of a config.json whose keys count as its own.
     """
 
     arch: str  # a key of ``arch.table.ARCHS``
@@ -72,6 +94,7 @@ class HfNames:
     prefix: str = "model.layers."
     changes: Mapping[str, Change] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
+    inside: tuple[str, ...] = ()
 
 
 def _without(names: Mapping[str, str], *stems: str) -> dict[str, str]:
@@ -81,6 +104,7 @@ def _without(names: Mapping[str, str], *stems: str) -> dict[str, str]:
 HF_TYPES: Mapping[str, HfNames] = {
     "llama": HfNames("llama", changes=HALVES),
     "mistral": HfNames("llama", changes=HALVES),
+    "ministral3": HfNames("mistral3", changes=HALVES),
     "mixtral": HfNames("llama", LAYER | MIXTRAL, changes=HALVES),
     "qwen2": HfNames("qwen2"),
     "qwen3": HfNames("qwen3"),
@@ -88,6 +112,7 @@ HF_TYPES: Mapping[str, HfNames] = {
     "qwen3_moe": HfNames("qwen3moe", LAYER | EXPERTS),
     "olmo": HfNames("olmo", changes=HALVES, given={"rms_norm_eps": 1e-5}),
     "olmo2": HfNames("olmo2", _without(LAYER, "attn_norm", "ffn_norm") | POST_NORMS),
+    "olmo3": HfNames("olmo2", _without(LAYER, "attn_norm", "ffn_norm") | POST_NORMS),
     "olmoe": HfNames("olmoe", LAYER | EXPERTS),
     "granite": HfNames("granite", changes=HALVES),
     "granitemoe": HfNames(
@@ -100,10 +125,19 @@ HF_TYPES: Mapping[str, HfNames] = {
     "smollm3": HfNames("smollm3", changes=HALVES, given=TIED),
     "arcee": HfNames("arcee", changes=HALVES),
     "ernie4_5": HfNames("ernie4_5", given=TIED),
+    "ernie4_5_moe": HfNames("ernie4_5-moe", LAYER | ROUTED | {"exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias"}, given=TIED),
     "seed_oss": HfNames("seed_oss", _without(LAYER, "ffn_norm") | {"post_attention_norm": "post_attention_layernorm"}),
     "hunyuan_v1_dense": HfNames(
         "hunyuan-dense", LAYER | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
     ),
+    "hunyuan_v1_moe": HfNames(
+        "hunyuan-moe",
+        LAYER
+        | EXPERTS
+        | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm", "ffn_gate_inp": "mlp.gate.wg"}
+        | {f"ffn_{part}_shexp": f"mlp.shared_mlp.{part}_proj" for part in ("gate", "up", "down")},
+    ),
+    "exaone_moe": HfNames("exaone-moe", LAYER | ROUTED | {"exp_probs_b.bias": "mlp.e_score_correction_bias"}, given=SIGMOID),
     "exaone4": HfNames("exaone4", _without(LAYER, "attn_norm", "ffn_norm") | POST_NORMS),
     "gemma": HfNames("gemma", changes=dict.fromkeys(GEMMA_NORMS, "less one"), given=SCALED),
     "gemma2": HfNames("gemma2", LAYER | SANDWICH, changes=dict.fromkeys(GEMMA_NORMS, "less one"), given=SCALED),
@@ -113,6 +147,19 @@ HF_TYPES: Mapping[str, HfNames] = {
         _without(LAYER, "ffn_gate")
         | {"ffn_up": "mlp.gate_up_proj", "post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"},
     ),
+    "glm4_moe": HfNames(
+        "glm4moe", _without(LAYER, "ffn_norm") | ROUTED | {"post_attention_norm": "post_attention_layernorm"}, given=SIGMOID
+    ),
+    "gpt_oss": HfNames(
+        "gpt-oss",
+        _without(LAYER, "ffn_norm", "ffn_gate", "ffn_up", "ffn_down") | GPT_OSS,
+        changes={"ffn_gate_up_exps": "alternating", "ffn_down_exps": "transposed"},
+        given={"scoring_func": "softmax of the chosen", "norm_topk_prob": False},
+    ),
+    "dots1": HfNames("dots1", LAYER | ROUTED, given=SIGMOID),
+    "deepseek_v2": HfNames("deepseek2", _without(LAYER, "attn_k", "attn_v") | LATENT | ROUTED),
+    "deepseek_v3": HfNames("deepseek2", _without(LAYER, "attn_k", "attn_v") | LATENT | ROUTED, given=SIGMOID),
+    "minicpm3": HfNames("minicpm3", _without(LAYER, "attn_k", "attn_v") | LATENT),
     "phi": HfNames(
         "phi2",
         LAYER | {"attn_output": "self_attn.dense", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"},
@@ -131,6 +178,46 @@ HF_TYPES: Mapping[str, HfNames] = {
         "transformer.h.",
         dict.fromkeys(("attn_qkv", "attn_output", "ffn_up", "ffn_down"), "transposed"),
         TIED | {"n_ff_by_n_embd": 4},
+    ),
+    "gpt_bigcode": HfNames(
+        "starcoder",
+        FULLY | {"attn_norm": "ln_1", "ffn_norm": "ln_2", "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj"},
+        {"token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f", "output": "lm_head"},
+        "transformer.h.",
+        {"attn_qkv": "by head"},
+        TIED | {"n_ff_by_n_embd": 4, "multi_query": True},
+    ),
+    "mpt": HfNames(
+        "mpt",
+        {
+            "attn_norm": "norm_1",
+            "ffn_norm": "norm_2",
+            "attn_qkv": "attn.Wqkv",
+            "attn_output": "attn.out_proj",
+            "ffn_up": "ffn.up_proj",
+            "ffn_down": "ffn.down_proj",
+        },
+        {"token_embd": "transformer.wte", "output_norm": "transformer.norm_f", "output": "lm_head"},
+        "transformer.blocks.",
+        given=TIED | {"n_ff_by_n_embd": 4, "hidden_act": "gelu", "alibi_bias_max": 8},
+        inside=("attn_config",),
+    ),
+    "falcon": HfNames(
+        "falcon",
+        {
+            "attn_norm": "input_layernorm",
+            "attn_norm.weight": "ln_mlp.weight",  # of the 40B model, which has two norms
+            "attn_norm.bias": "ln_mlp.bias",
+            "attn_norm_2": "ln_attn",
+            "attn_qkv": "self_attention.query_key_value",
+            "attn_output": "self_attention.dense",
+            "ffn_up": "mlp.dense_h_to_4h",
+            "ffn_down": "mlp.dense_4h_to_h",
+        },
+        {"token_embd": "transformer.word_embeddings", "output_norm": "transformer.ln_f", "output": "lm_head"},
+        "transformer.h.",
+        {"attn_qkv": "by head"},
+        TIED | {"n_ff_by_n_embd": 4, "activation": "gelu", "multi_query": True, "max_position_embeddings": 2048},
     ),
     "gpt_neox": HfNames(
         "gptneox",
@@ -188,15 +275,15 @@ def expert_of(hf_name: str, names: HfNames = LLAMA) -> tuple[str, int | None] | 
     for gguf, hf in names.top.items():
         if stem == hf:
             return f"{gguf}.{kind}", None
-    found = re.fullmatch(re.escape(names.prefix) + r"(\d+)\.(.+)", stem)
+    found = re.fullmatch(re.escape(names.prefix) + r"(\d+)\.(.+)", hf_name)
     if found is None:
         return None
     general = re.sub(r"\.experts\.\d+\.", ".experts.{e}.", found[2])
     expert = re.search(r"\.experts\.(\d+)\.", found[2])
-    for gguf, hf in names.layer.items():
-        if hf == general:
-            return f"blk.{found[1]}.{gguf}.{kind}", None if expert is None else int(expert[1])
-    return None
+    local = next((gguf for gguf, hf in names.layer.items() if "." in gguf and hf == general), None) or next(
+        (f"{gguf}.{kind}" for gguf, hf in names.layer.items() if f"{hf}.{kind}" == general), None
+    )
+    return None if local is None else (f"blk.{found[1]}.{local}", None if expert is None else int(expert[1]))
 
 
 def to_hf(gguf_name: str, names: HfNames = LLAMA) -> str | None:
@@ -205,6 +292,7 @@ def to_hf(gguf_name: str, names: HfNames = LLAMA) -> str | None:
     if stem in names.top:
         return f"{names.top[stem]}.{kind}"
     found = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
-    if found is None or found[2] not in names.layer:
+    if found is None:
         return None
-    return f"{names.prefix}{found[1]}.{names.layer[found[2]].replace('{e}', '0')}.{kind}"
+    local = f"{names.layer[found[2]]}.{kind}" if found[2] in names.layer else names.layer.get(f"{found[2]}.{kind}")
+    return None if local is None else f"{names.prefix}{found[1]}.{local.replace('{e}', '0')}"

@@ -147,8 +147,11 @@ EXPERTS = (
 )
 SHARED = need(("ffn_gate_shexp.weight", "SE"), ("ffn_up_shexp.weight", "SE"), ("ffn_down_shexp.weight", "ES"), part="experts")
 SHARED_GATE = need(("ffn_gate_inp_shexp.weight", "E"), part="experts")
-SINKS = need(("attn_sinks.weight", "H")) + need(
-    ("ffn_gate_inp.bias", "X"), ("ffn_gate_exps.bias", "XM"), ("ffn_up_exps.bias", "XM"), ("ffn_down_exps.bias", "XE"), part="experts"
+SINKS = (
+    need(("attn_sinks.weight", "H"))
+    + need(("ffn_gate_inp.bias", "X"), ("ffn_down_exps.bias", "XE"), part="experts")
+    + need(("ffn_gate_exps.bias", "XM"), ("ffn_up_exps.bias", "XM"), part="experts", unless="ffn_gate_up_exps.bias")
+    + may(("ffn_gate_up_exps.bias", "X2"), part="experts")
 )
 PROBS_BIAS = may(("exp_probs_b.bias", "X"), part="experts")
 MOE = EXPERTS + SHARED

@@ -87,7 +87,7 @@ def expert_choice(probs: Tensor, bias: Tensor | None, experts: Experts) -> Tenso
     wanted = probs if bias is None else probs + bias
     if experts.n_group > 1:
         groups = wanted.reshape(*wanted.shape[:-1], experts.n_group, -1)  # [...,groups,X/groups]
-        best = groups.topk(2, dim=-1).values.sum(-1).topk(experts.n_group_used, dim=-1).indices
+        best = groups.topk(experts.n_best, dim=-1).values.sum(-1).topk(experts.n_group_used, dim=-1).indices
         allowed = torch.zeros(groups.shape[:-1], dtype=torch.bool, device=probs.device).scatter_(-1, best, True)
         wanted = groups.masked_fill(~allowed[..., None], -torch.inf).flatten(-2)
     return wanted.topk(experts.n_used, dim=-1).indices

@@ -41,6 +41,7 @@ def yarn_ramp(rope: RopeConfig) -> Tensor:
     """How much of its own frequency each pair keeps: 1 before pair ``low``, 0 after ``high``, linear between; float64 [R].
 
         low = ⌊pair(beta_fast)⌋, high = ⌈pair(beta_slow)⌉,  pair(n) = dim · ln(n_ctx_orig / 2πn) / (2 ln theta)
+        without ``truncate``: low = pair(beta_fast), high = pair(beta_slow)
 
     pair(n) is the (fractional) index of the pair that turns n times over the pretraining's context.  Source: the YaRN paper,
     arXiv:2309.00071, section 3.2, with the rounding of its authors' code, which llama.cpp and Transformers follow.
@@ -49,8 +50,9 @@ def yarn_ramp(rope: RopeConfig) -> Tensor:
     def pair(n_turns: float) -> float:
         return rope.dim * math.log(rope.n_ctx_orig / (n_turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
-    low = max(math.floor(pair(rope.beta_fast)), 0)
-    high = min(math.ceil(pair(rope.beta_slow)), rope.dim - 1)
+    first, last = pair(rope.beta_fast), pair(rope.beta_slow)
+    low = max(math.floor(first) if rope.truncate else first, 0)
+    high = min(math.ceil(last) if rope.truncate else last, rope.dim - 1)
     width = max(high - low, 0.001)  # one pair wide at most when both ends meet
     ramp = (torch.arange(rope.dim // 2, dtype=torch.float64) - low) / width
     return 1 - ramp.clamp(0, 1)

@@ -23,10 +23,12 @@ from quantscope.model.forward import forward
 from quantscope.model.ggml_arithmetic import ggml_arithmetic
 from quantscope.model.taps import Recorder
 from quantscope.model.wiring import model_taps
+from quantscope.qtypes import KVType
 from quantscope.sources.resolve import open_source
 from quantscope.trace import Full, Origin, Trace
 from quantscope.weights import Weights
 from tests.arch_models import CASES, arch_of, make_arch
+from tests.oracle.llama_quant import quantized_types
 
 MAX_LOGITS = 1e-8  # NMSE
 MAX_TAP = 5e-8
@@ -112,6 +114,22 @@ def test_a_wrong_weight_is_found_in_any_architecture(case: str, tmp_path: Path) 
     origin = Origin("llama.cpp", "", "ggml, F32 cache", "m.gguf", None, arch_of(case), tuple(ids))
     found = replay(Trace(origin, taps), weights, predicted=ggml_arithmetic("F32"))
     assert [row.tap for row in found.those("convicted")] == ["attn_out-0", "ffn_moe_down-1" if "exps" in down else "ffn_out-1"]
+
+
+@pytest.mark.parametrize("kv", ["F32", "F16"])
+def test_experts_in_mxfp4(kv: KVType, tmp_path: Path) -> None:
+    """gpt-oss as llama-quantize writes it: experts in MXFP4, the other matrices in Q8_0."""
+    path = tmp_path / "mxfp4.gguf"
+    types = quantized_types(make_arch(tmp_path / "m.gguf", "gpt-oss"), path, "MXFP4_MOE")
+    assert types is not None
+    assert {str(kind) for name, kind in types.items() if name.endswith("exps.weight")} == {"MXFP4"}
+    weights, ids = Weights(open_source(path)), ids_of(288)
+    with LlamaSession(path, n_ctx=len(ids), kv=kv) as llama:
+        theirs = llama.taps(ids)[0]
+    emulated, exact = errors(theirs, our_taps(weights, ids, ggml_arithmetic(kv))), errors(theirs, our_taps(weights, ids))
+    assert emulated["result_output"] <= MAX_LOGITS
+    assert worst(emulated)[1] <= MAX_TAP, worst(emulated)
+    assert exact["result_output"] > 1e3 * MAX_LOGITS  # the bound tells rounded activations from exact ones
 
 
 @pytest.mark.parametrize("case", CASES)

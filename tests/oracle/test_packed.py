@@ -26,6 +26,7 @@ from quantscope.model.forward import forward
 from quantscope.sources.packed.parts import small_floats
 from quantscope.sources.resolve import open_source
 from quantscope.weights import Weights
+from tests.hf_arch_models import make_hf_arch
 from tests.hf_models import make_hf
 from tests.oracle.converter import convert, sentencepiece_model
 
@@ -257,6 +258,29 @@ def test_mxfp4_values_are_those_of_transformers(tmp_path: Path) -> None:
     theirs = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
     assert {name: t.shape for name, t in source.tensors.items()} == {"e.gate_up_proj": (3, 128, 48), "e.bias": (3,)}
     assert torch.equal(torch.from_numpy(source.raw("e.gate_up_proj").view(np.float32)).reshape(theirs.shape), theirs)
+
+
+def test_gpt_oss_with_mxfp4_experts_computes_what_transformers_does(tmp_path: Path) -> None:
+    """The folder as it is published: packed experts, whose gate and up take turns.  On a CPU Transformers unpacks them, too."""
+    make_hf_arch(tmp_path, "gpt_oss")
+    tensors, generator = load_file(tmp_path / "model.safetensors"), torch.Generator().manual_seed(0)
+    for name in [n for n in tensors if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        n_expert, n_in, n_out = tensors.pop(name).shape
+        shape = n_expert, n_out, n_in // 32
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, (*shape, 16), generator=generator).to(torch.uint8)
+        tensors[f"{name}_scales"] = torch.randint(120, 125, shape, generator=generator).to(torch.uint8)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}}))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").float().eval()
+    weights, ids = Weights(open_source(tmp_path)), torch.from_numpy(np.random.default_rng(1).integers(0, 288, (1, 24)))
+    assert weights.unused == ()
+    with torch.no_grad():
+        theirs = model(ids).logits.double()
+    ours = forward(ids, weights).double()
+    assert float((ours - theirs).square().sum() / theirs.square().sum()) < 1e-11
+    whole, part = weights.layer(0)["ffn_gate_up_exps.weight"], weights.band("blk.0.ffn_gate_up_exps.weight", slice(2, 3))
+    assert torch.equal(whole[2:3], part)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2"), ("F8_E8M0", "float8_e8m0fnu")])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -24,6 +25,7 @@ from quantscope.errors import (
     UnsupportedArchitectureError,
     UnsupportedFeatureError,
 )
+from quantscope.model.rope import yarn_ramp
 from quantscope.sources.resolve import open_source
 from tests.models import make_gguf
 from tools import arch_table
@@ -248,12 +250,21 @@ def test_hf_yarn_magnitude(more: dict[str, float], magnitude: float, tmp_path: P
         ({"sliding_window": 128}, "sliding_window"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_parameters.rope_type"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "rope_parameters.truncate"),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 8}}, "rope_parameters.rope_type"),
+        ({"alibi": True}, "'alibi' is 'True', expected False"),
     ],
 )
 def test_hf_refuses_by_name(config: dict[str, Any], match: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedFeatureError, match=match):
         hf_config(tmp_path, **config)
+
+
+def test_hf_ends_of_yarns_ramp(tmp_path: Path) -> None:
+    """gpt-oss ramps between fractions of pairs; ggml always between whole ones."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    whole, fractions = (hf_config(tmp_path, rope_scaling=yarn | more).rope for more in ({}, {"truncate": False}))
+    assert (whole.truncate, fractions.truncate) == (True, False)
+    assert not torch.equal(yarn_ramp(whole), yarn_ramp(fractions))
 
 
 @pytest.mark.parametrize("config", [{"sliding_window": None}, {"sliding_window": 512}, {"sliding_window": 8, "use_sliding_window": False}])
@@ -262,7 +273,7 @@ def test_hf_window_that_hides_nothing(config: dict[str, Any], tmp_path: Path) ->
 
 
 def test_hf_unsupported_or_missing_type(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedArchitectureError, match="is 't5', expected one of llama, mistral, mixtral, qwen2, qwen3"):
+    with pytest.raises(UnsupportedArchitectureError, match="is 't5', expected one of llama, mistral, ministral3, mixtral, qwen2, qwen3"):
         hf_config(tmp_path, model_type="t5")
     with pytest.raises(UnsupportedArchitectureError, match=r"\(model_type\) is missing"):
         hf_config(tmp_path, remove=("model_type",))
