@@ -48,7 +48,6 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "hidden_activation": ("silu",),
     "use_parallel_residual": (False,),
     "swin_norm": (False,),
-    "nextn_predict_layers": (0,),
     "n_deepstack_layers": (0,),
     "num_loops": (0, 1),
     "rescale_every_n_layers": (0,),
@@ -219,7 +218,10 @@ def config_from_gguf(source: Source) -> ModelConfig:
 
 
 def _check_layers(source: Source, keys: Keys, spec: ArchSpec, n_layer: int) -> None:
-    """MissingTensorError when the header counts more layers than there are tensors of."""
+    """MissingTensorError when the header counts more layers than there are tensors of, CorruptFileError when it counts fewer.
+
+    The layers that predict further tokens (nextn, MTP) come last; a file may have them or not.
+    """
     numbers = (name.split(".")[1] for name in source.tensors if name.startswith("blk."))
     n_there = 1 + max((int(n) for n in numbers if n.isdigit()), default=-1)
     if n_layer > n_there:
@@ -227,6 +229,10 @@ def _check_layers(source: Source, keys: Keys, spec: ArchSpec, n_layer: int) -> N
             f"{keys.where}: there is no tensor 'blk.{n_there}.{spec.layer[0].name}': {keys.prefix}block_count is {n_layer}, but the file "
             f"has tensors of {count(n_there, 'layer')}. The header belongs to another model, or the file was converted incompletely: run "
             f"`quantscope inspect {keys.where}` to list its tensors."
+        )
+    if n_there > keys.count("block_count"):
+        raise keys.contradiction(
+            f"{keys.prefix}block_count is {keys.count('block_count')}, but the file has tensors of {count(n_there, 'layer')}"
         )
 
 
@@ -240,7 +246,7 @@ def _sizes(keys: Keys, spec: ArchSpec) -> Sizes:
     n_embd, n_head = keys.count("embedding_length"), keys.count("attention.head_count")
     n_used = keys.get("expert_used_count") if "expert_used_count" in spec.reads else 0
     return Sizes(
-        n_layer=keys.count("block_count"),
+        n_layer=keys.count("block_count") - int(keys.number("nextn_predict_layers", 0)),
         n_embd=n_embd,
         n_head=n_head,
         head_dim=keys.count("attention.key_length", n_embd // n_head),

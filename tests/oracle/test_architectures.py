@@ -132,6 +132,22 @@ def test_experts_in_mxfp4(kv: KVType, tmp_path: Path) -> None:
     assert exact["result_output"] > 1e3 * MAX_LOGITS  # the bound tells rounded activations from exact ones
 
 
+def test_a_layer_that_predicts_further_tokens_is_left_out(tmp_path: Path) -> None:
+    """GLM-4.5 files have one layer more than the graph, for speculative decoding."""
+    plain = Weights(open_source(make_arch(tmp_path / "plain.gguf", "glm4moe")))
+    last = plain.config.n_layer
+    more = {f"blk.{last}.{local}": plain.get(name).numpy() for local, name in plain.layer_names(last - 1).items()}
+    E = plain.config.n_embd
+    more |= {
+        f"blk.{last}.nextn.{name}.weight": np.ones(shape, np.float32)
+        for name, shape in (("eh_proj", (E, 2 * E)), ("enorm", E), ("hnorm", E))
+    }
+    path = make_arch(tmp_path / "m.gguf", "glm4moe", edit=more, keys={"block_count": last + 1, "nextn_predict_layers": 1})
+    weights, ids = Weights(open_source(path)), ids_of(288)
+    assert set(weights.unused) == set(more)
+    assert errors(their_taps(path, ids), our_taps(weights, ids))["result_output"] <= MAX_LOGITS
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_steps_over_the_cache_equal_one_batch(case: str, tmp_path: Path) -> None:
     from quantscope.golden.record import step_by_step

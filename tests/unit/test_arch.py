@@ -172,6 +172,18 @@ def test_contradicting_headers(metadata: dict[str, Any], match: str, tmp_path: P
         gguf_config(tmp_path, metadata)
 
 
+def test_layers_counted_and_layers_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        MissingTensorError, match=r"'blk\.1\.attn_norm\.weight': llama\.block_count is 2, but the file has tensors of 1 layer"
+    ):
+        gguf_config(tmp_path, {"llama.block_count": 2})
+    one_more: dict[str, Any] = {"blk.1.attn_norm.weight": np.ones(64, np.float32)}
+    with pytest.raises(CorruptFileError, match=r"llama\.block_count is 1, but the file has tensors of 2 layers"):
+        gguf_config(tmp_path, edit=one_more)
+    further: dict[str, Any] = {"llama.block_count": 2, "llama.nextn_predict_layers": 1}  # with its last layer and without
+    assert gguf_config(tmp_path, further, edit=one_more).n_layer == gguf_config(tmp_path, further).n_layer == 1
+
+
 @pytest.mark.parametrize("arch", ["bert", "llama4", "mamba"])
 def test_unsupported_architecture_lists_the_supported(arch: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedArchitectureError, match=f"is '{arch}', expected one of llama, qwen2, qwen3"):
