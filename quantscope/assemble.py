@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from quantscope.kld_base import KldBase
+from quantscope.language import english
 from quantscope.logit_stats import all_pairs, logit_stats
 from quantscope.meters import Record, join_batches, tap_list
 from quantscope.metrics import first_argmax, rank
-from quantscope.model.taps import EMBD
+from quantscope.model.taps import CHOSEN, EMBD
 from quantscope.passage import passage, top_tokens
 from quantscope.results import (
     STUDY_VERSION,
@@ -27,13 +28,16 @@ from quantscope.results import (
     OpRow,
     Paired,
     PromptInfo,
+    RoutingRow,
     Study,
     TextInfo,
     Variant,
 )
+from quantscope.routing import routing_rows
 from quantscope.stages import Job, Stage
 from quantscope.tap_stats import TapStats, op_row
 from quantscope.variants import Candidate, Lineup
+from quantscope.wording import idle_experts
 
 
 def assemble(
@@ -56,14 +60,16 @@ def assemble(
         original=base_name(job) if last.base else job.lineup.candidates[0].member.name if job.lineup.has_original else None,
         variants=_of_base(job, last, whole)
         + tuple(
-            _variant(c, layer_rows(first, table, m), (tokens[m],), stats_of(last, whole, m), op_rows(last, whole, m))
+            _variant(
+                c, layer_rows(first, table, m), (tokens[m],), stats_of(last, whole, m), op_rows(last, whole, m), routing_of(last, whole, m)
+            )
             for m, c in enumerate(job.lineup.candidates)
         ),
         provenance=provenance,
         model=_model_info(job.lineup),
         prompt=prompt.info if prompt and isinstance(prompt.info, PromptInfo) else None,
         text=text_info(text.info, whole) if text and isinstance(text.info, TextInfo) else None,
-        notes=job.lineup.notes + (job.inputs.tokenizer.notes if job.inputs.tokenizer else ()),
+        notes=(*job.lineup.notes, *(job.inputs.tokenizer.notes if job.inputs.tokenizer else ()), *routing_notes(last, whole)),
         plan=last.plan,
         floor=floor(job.stage("floor"), joined["floor"]) if "floor" in joined else None,
         paired=paired(last, whole),
@@ -120,6 +126,25 @@ def op_rows(stage: Stage, record: Record, member: int) -> tuple[OpRow, ...]:
     return tuple(rows)
 
 
+def routing_of(stage: Stage, record: Record, member: int) -> tuple[RoutingRow, ...]:
+    """Where the experts of one variant are."""
+    compared = stage.has_reference and member > 0
+    return routing_rows(stage.members[0].weights, record, stage.row(member), n_tokens(stage, record), compared=compared)
+
+
+def routing_notes(stage: Stage, record: Record) -> tuple[str, ...]:
+    """That the first variant has experts that no token reaches."""
+    some = idle_experts((f"{CHOSEN}-{r.layer}", r.n_idle, r.n_expert) for r in routing_of(stage, record, 0))
+    if not some:
+        return ()
+    return (
+        english(
+            "No token reaches some of the experts ({some}): nothing is known of what quantization does to them. Study a longer text.",
+            some=some,
+        ),
+    )
+
+
 def generated(job: Job, logits: Tensor, *, has_reference: bool) -> list[Generated]:
     """The greedy token of each variant from its logits, [M,V] float64, the original's first."""
     out = []
@@ -143,6 +168,11 @@ def stats_of(stage: Stage, record: Record, member: int) -> LogitStats:
         ref_log_p=log_p[0] if log_p is not None and compared else None,
         n_positions=n_scored(stage, record),
     )
+
+
+def n_tokens(stage: Stage, record: Record) -> int:
+    """Tokens of all chunks that were run."""
+    return n_scored(stage, record) // (stage.last - stage.first) * stage.ids.shape[1]
 
 
 def n_scored(stage: Stage, record: Record) -> int:
@@ -169,12 +199,18 @@ def floor(stage: Stage, record: Record) -> NumericalFloor:
 
 
 def _variant(
-    c: Candidate, layers: tuple[LayerRow, ...], tokens: tuple[Generated, ...], logits: LogitStats, ops: tuple[OpRow, ...]
+    c: Candidate,
+    layers: tuple[LayerRow, ...],
+    tokens: tuple[Generated, ...],
+    logits: LogitStats,
+    ops: tuple[OpRow, ...],
+    routing: tuple[RoutingRow, ...],
 ) -> Variant:
     types = {name: t.name for name, t in c.types.items()}
     config = c.member.weights.config
     kv_bytes = c.kv.bytes_per_token(config.n_layer, config.n_head_kv, config.head_dim, config.value_dim) if c.kv else None
-    return Variant(c.member.name, types, c.file_bytes, c.bpw, tokens, layers, logits, c.path, ops, c.kv.name if c.kv else None, kv_bytes)
+    kv = c.kv.name if c.kv else None
+    return Variant(c.member.name, types, c.file_bytes, c.bpw, tokens, layers, logits, c.path, ops, kv, kv_bytes, routing)
 
 
 def _model_info(lineup: Lineup) -> ModelInfo:

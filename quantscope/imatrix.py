@@ -64,6 +64,11 @@ class Imatrix:
     n_ctx: int = 0
     path: Path | None = None
 
+    def idle(self) -> list[tuple[str, int, int]]:
+        """The stacks of experts some of which saw no token: name, how many, of how many."""
+        seen = ((name, entry.counts.count(0), len(entry.counts)) for name, entry in sorted(self.entries.items()))
+        return [(name, k, n) for name, k, n in seen if k]
+
     def of(self, tensor_name: str) -> Floats | None:
         """The weights of the columns of a matrix, float32 [n_in] (of stacked experts one after the other); None where there are none."""
         entry = self.entries.get(tensor_name)
@@ -248,7 +253,7 @@ def check_imatrix(imatrix: Imatrix, model: str, shapes: Mapping[str, tuple[int, 
                 f"{imatrix}: {name!r} has {entry.sums.size:,} weights, but in {model} the tensor is {list(shape)} and has "
                 f"{shape[-1] * _n_mat(shape):,} inputs. {_OTHER_MODEL}"
             )
-    ours = [name for name, shape in shapes.items() if len(shape) > 1 and re.match(r"blk\.\d+\.", name)]
+    ours = [name for name, shape in shapes.items() if len(shape) > 1 and re.match(r"blk\.\d+\..*\.weight$", name)]
     missing = tuple(name for name in ours if name not in imatrix.entries)
     unknown = [name for name in imatrix.entries if name not in shapes]
     if unknown:

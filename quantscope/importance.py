@@ -1,16 +1,16 @@
 """Computing an importance matrix: the mean square of every input of every matrix, on a text.
 
-    a_j = Σ_t x_tj² / n        x: what a matrix multiplies, [n tokens, n_in]
+    a_j = Σ_t x_tj² / n        x: what a matrix multiplies, [n tokens, n_in]; of an expert, the n tokens that the router sends to it
 
-The forward is the exact one, so the figures are of the model and not of an engine's rounding.  Matrices with one input share one sum.
-As llama-imatrix does: disjoint chunks, the first token of each replaced by BOS where the vocabulary adds one, every position counts; the
-layers' matrices always, the head on request, the embedding never.  Source: tools/imatrix/imatrix.cpp of llama.cpp.
+The forward is the exact one, so the figures are of the model and not of an engine's rounding.  As llama-imatrix does: disjoint chunks, the
+first token of each replaced by BOS where the vocabulary adds one, every position counts; the layers' matrices always, the head on request,
+the embedding never.  Source: tools/imatrix/imatrix.cpp of llama.cpp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,13 +20,12 @@ from quantscope.errors import NonFiniteError, UsageError
 from quantscope.imatrix import Entry, Imatrix
 from quantscope.inputs import Input, read_inputs
 from quantscope.lockstep import Member, walk
-from quantscope.model.wiring import readers
+from quantscope.model.arithmetic import Arithmetic
+from quantscope.model.ops import PLAIN, Scores
 from quantscope.plan import slices
 from quantscope.results import PlanInfo, StudyOptions, TextInfo
 from quantscope.variants import line_up, lineup_plan
 from quantscope.weights import WeightProvider
-
-ROUTER = "ffn_gate_inp"  # never quantized
 
 
 @dataclass(frozen=True)
@@ -72,63 +71,116 @@ def compute_imatrix(
     datasets: Sequence[str] = (),
     step: Callable[[int], None] = lambda n: None,
 ) -> Imatrix:
-    """The importance matrix of a model on ids [C,T], batch by batch: memory is that of the plan, and one sum per input.
+    """The importance matrix of a model on ids [C,T], batch by batch: memory is that of the plan, and the sums.
 
     process_output: the head's matrix, too; a tied one has the embedding's name, where llama-quantize looks for it and llama-imatrix
     writes nothing.  Raises PromptError for ids the model cannot take and NonFiniteError where an activation is NaN or infinite.
     """
     n_chunk, n_ctx = ids.shape
-    inputs = dict(_inputs(member.weights, process_output))
-    meter = _SquareMeter(inputs)
+    squares, head = _Squares(member.weights), _HeadInput(process_output)
     n_steps = member.weights.config.n_layer + 2
     for b in range(plan.n_batches):
         part = ids[b * plan.chunks_per_batch : (b + 1) * plan.chunks_per_batch]
         done = b * n_steps
         walk(
             part,
-            [member],
-            meter,
+            [replace(member, arithmetic=squares)],
+            head,
             has_reference=False,
             slices=slices(plan),
             first=n_ctx,  # no logits
             step=lambda n, done=done: step(done + n),  # type: ignore[misc]
         )
-    entries = {name: _entry(meter.sums[tap], name, n_chunk * n_ctx) for tap, names in inputs.items() for name in names}
-    return Imatrix(entries, tuple(datasets), n_chunk, n_ctx)
+    sums = dict(squares.of)
+    if head.inputs is not None:
+        sums[member.weights.top_names()["output.weight"]] = head.inputs
+    return Imatrix({name: _entry(found, name) for name, found in sums.items()}, tuple(datasets), n_chunk, n_ctx)
 
 
-def _entry(sums: Tensor, name: str, n_tokens: int) -> Entry:
-    """sums: float64 [n_in].  NonFiniteError where they are not numbers."""
-    values = sums.cpu().to(torch.float32)
+def _entry(found: _Sums, name: str) -> Entry:
+    """NonFiniteError where the sums are not numbers."""
+    values = found.squares.cpu().to(torch.float32)
     if not torch.isfinite(values).all():
         raise NonFiniteError(
             f"the input of {name} has squares that are NaN or infinite on this text, expected numbers: there is no importance to compute. "
             f"The file is damaged, or the model overflows: look for the place with `quantscope study MODEL --text FILE`."
         )
-    return Entry(values.numpy()[None], (n_tokens,))
+    return Entry(values.numpy(), tuple(found.n))
 
 
-def _inputs(weights: WeightProvider, process_output: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(tap, canonical names of the matrices that multiply it)."""
-    for i in range(weights.config.n_layer):
-        names = weights.layer_names(i)
-        for tap, matrices in readers(weights.config, i, names).items():
-            if wanted := tuple(names[f"{m}.weight"] for m in matrices if m != ROUTER):
-                yield tap, wanted
-    if process_output:
-        yield "result_norm", (weights.top_names()["output.weight"],)
+class _Sums:
+    """Σ x² float64 [n_mat, n_in] over n tokens [n_mat]: one matrix, or one an expert."""
+
+    def __init__(self, n_mat: int, n_in: int, device: torch.device) -> None:
+        self.squares = torch.zeros(n_mat, n_in, dtype=torch.float64, device=device)
+        self.n = [0] * n_mat
+
+    def add(self, squares: Tensor, n: int, e: int = 0) -> None:
+        """squares: [n_in] over n tokens, of matrix e."""
+        self.squares[e] += squares
+        self.n[e] += n
 
 
-class _SquareMeter:
-    """An Observer that adds up squares: tap → float64 [channels]."""
+class _Squares(Arithmetic):
+    """The exact operations, adding up the squares of what every matrix of the layers multiplies.
 
-    def __init__(self, taps: Collection[str]) -> None:
-        self.taps = taps
-        self.sums: dict[str, Tensor] = {}
+    of: canonical name of a matrix → its sums.
+    """
+
+    def __init__(self, weights: WeightProvider) -> None:
+        self.of: dict[str, _Sums] = {}
+        self.config = weights.config
+        self.names: Mapping[str, str] = {}  # of the layer at hand, local → canonical
+        self.last: tuple[Tensor, Tensor] | None = None  # an input and its squares: several matrices in a row have the same
+        self.latent: Tensor | None = None
+
+    def layer(self, weights: WeightProvider, i: int, dtype: torch.dtype) -> Mapping[str, Tensor]:
+        self.names = weights.layer_names(i)
+        return super().layer(weights, i, dtype)
+
+    def linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = False) -> Tensor:
+        self._add(name, 1, x)
+        return super().linear(x, w, name, scale_last=scale_last)
+
+    def expert_linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, e: int) -> Tensor:
+        assert self.config.experts is not None
+        self._add(name, self.config.experts.n_expert, x, e)
+        return super().expert_linear(x, w, name, e)
+
+    def by_head(self, c: Tensor, w: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        self.latent = c
+        return super().by_head(c, w)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
+        """llama.cpp multiplies k_b into q, and v_b with what each head makes of the latent vectors: these are their inputs."""
+        if self.latent is not None:
+            c = self.latent[:, :, None].expand(-1, -1, q.shape[2], -1)  # [B,T,H,C]
+            self._add("attn_k_b", 1, q[..., : -self.config.rope.dim].flatten(-2))
+            self._add("attn_v_b", 1, super().attention(q, k, c, scale, how).flatten(-2))
+            self.latent = None
+        return super().attention(q, k, v, scale, how)
+
+    def _add(self, name: str, n_mat: int, x: Tensor, e: int = 0) -> None:
+        """x: [...,n_in], the input of matrix e."""
+        if self.last is None or self.last[0] is not x:
+            self.last = x, x.square().flatten(0, -2).sum(0, dtype=torch.float64)
+        matrix = self.names[f"{name}.weight"]
+        if matrix not in self.of:
+            self.of[matrix] = _Sums(n_mat, x.shape[-1], x.device)
+        self.of[matrix].add(self.last[1], x[..., 0].numel(), e)
+
+
+class _HeadInput:
+    """An Observer of what the head multiplies, where that is wanted."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.taps: Collection[str] = ("result_norm",) if wanted else ()
+        self.inputs: _Sums | None = None
 
     def tap(self, member: int, name: str, ref: Tensor | None, x: Tensor, chunk: int) -> None:
-        squares = x.square().sum(dim=(0, 1), dtype=torch.float64)  # [channels] of [b,T,channels]
-        self.sums[name] = self.sums[name] + squares if name in self.sums else squares
+        if self.inputs is None:
+            self.inputs = _Sums(1, x.shape[-1], x.device)
+        self.inputs.add(x.square().sum((0, 1), dtype=torch.float64), x[..., 0].numel())
 
     def logits(self, start: int, first_id: int, members: Sequence[Tensor]) -> None:
         """No logits are wanted."""

@@ -133,7 +133,7 @@ class _Walk:
     def _layer(self, i: int, ropes: Sequence[Ropes]) -> None:
         for part in self._parts():
             for m, member in enumerate(self.members):
-                w = cast(member.weights.layer(i), member.dtype)
+                w = member.arithmetic.layer(member.weights, i, member.dtype)
                 h = self.hidden[m][part]
                 self.hidden[m][part] = layer(h, w, i, member.weights.config, ropes[m], self.taps[m], m=member.arithmetic)
         self._let_go(self._names(i))

@@ -10,6 +10,7 @@ A batch becomes a *record*, named arrays that can be stored, sent and put togeth
     top_log_p float32 [M,S,5]  ln of their probabilities
     last      float   [M,V]    logits at the last position of the first chunk               of the first batch
     mass      float64 [1,C,P]  probability of the tokens that the base has kept             where the original is a base
+    reached, rerouted          where experts are: ``routing.py``
 
 C chunks, P scored positions each, M members, K taps in the order of ``tap_list``, V token ids; S of the first SHOWN scored positions of the
 whole input are in this batch.  Where the original is a *base*, log-probabilities in a file, it comes before the members as row 0 of
@@ -27,8 +28,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantscope.logit_sums import LogitSums
-from quantscope.model.taps import EMBD, HEAD_TAPS, graph_order, stem_of, tap_names
+from quantscope.model.taps import CHOSEN, EMBD, HEAD_TAPS, graph_order, stem_of, tap_names
 from quantscope.model.wiring import model_taps
+from quantscope.routing import RoutingMeter
 from quantscope.tap_stats import empty, fold, measure, merge
 from quantscope.top_tokens import TopTokens
 from quantscope.weights import WeightProvider
@@ -37,7 +39,7 @@ Record: TypeAlias = dict[str, NDArray[Any]]
 
 SHOWN = 400  # scored positions of an input, the first ones, whose most probable tokens are kept ...
 N_TOP = 5  # ... and how many
-UNMEASURED = ("kq_soft_max", "ffn_moe_topk")  # [B,H,T,S], too large to keep; numbers of experts: no signals with channels
+UNMEASURED = ("kq_soft_max", CHOSEN)  # [B,H,T,S], too large to keep; numbers of experts: no signals with channels
 
 
 def tap_list(weights: WeightProvider) -> tuple[str, ...]:
@@ -59,15 +61,15 @@ class Base(Protocol):
 class BatchMeter:
     """An Observer of one batch.
 
-    ids: [C,T], ``chunk0`` is the number of the first row in the whole input.  Positions first … last − 1 of each row are scored; logits
-    come for first … T − 1.  labelled: the token after each scored position counts.  has_reference: member 0 is the original.  base: what
-    stands in for one that is no member.
+    ids: [C,T], ``chunk0`` is the number of the first row in the whole input.  weights: of any member, all have the same taps.  Positions
+    first … last − 1 of each row are scored; logits come for first … T − 1.  labelled: the token after each scored position counts.
+    has_reference: member 0 is the original.  base: what stands in for one that is no member.
     """
 
     def __init__(
         self,
         ids: Tensor,
-        taps: Sequence[str],
+        weights: WeightProvider,
         n_members: int,
         *,
         chunk0: int,
@@ -81,9 +83,10 @@ class BatchMeter:
         self.ids, self.chunk0, self.first, self.last, self.positions = ids, chunk0, first, last, positions
         self.base, self.lead = base, int(base is not None)  # rows before the members'
         self.n_rows, self.has_reference, self.labelled = self.lead + n_members, has_reference, labelled
-        self.index = {name: k for k, name in enumerate(taps)}
-        self.taps = self.index.keys()
-        self.summaries = empty((self.n_rows, len(taps)))  # [M,K,N]
+        self.index = {name: k for k, name in enumerate(tap_list(weights))}
+        self.routing = RoutingMeter(weights, self.n_rows)
+        self.taps = self.index.keys() | self.routing.index.keys()
+        self.summaries = empty((self.n_rows, len(self.index)))  # [M,K,N]
         self.n_positions = ids.shape[1] - first  # per chunk, that go through the head
         self.n_scored = last - first
         self.n_shown = min(max(SHOWN - chunk0 * self.n_scored, 0), len(ids) * self.n_scored)
@@ -92,6 +95,9 @@ class BatchMeter:
         self.last_logits: list[list[NDArray[Any]]] = []  # per slice of the vocabulary, the logits [v] of each member
 
     def tap(self, member: int, name: str, ref: Tensor | None, x: Tensor, chunk: int) -> None:
+        if name in self.routing.index:
+            self.routing.add(self.lead + member, name, ref, x)
+            return
         position0 = 0
         if self.positions == "last":
             position0 = x.shape[1] - 1
@@ -138,7 +144,7 @@ class BatchMeter:
 
     def record(self) -> Record:
         """Everything measured; the walk is over."""
-        out: Record = {"taps": self.summaries}
+        out: Record = {"taps": self.summaries, **self.routing.record()}
         if self.has_reference or self.base is not None:
             out["kl"], out["same_top"] = self._scored("kl"), self._scored("same_top")
         if self.labelled:
@@ -171,6 +177,7 @@ def join_batches(records: Sequence[Mapping[str, NDArray[Any]]]) -> Record:
     """The record of several batches in their order: positions one after the other, tap summaries merged from the first on."""
     by_position = [key for key in ("kl", "same_top", "log_p", "mass", "top_ids", "top_log_p") if key in records[0]]
     out: Record = {key: np.concatenate([r[key] for r in records], axis=1) for key in by_position}
+    out |= {key: np.sum([r[key] for r in records], axis=0) for key in ("reached", "rerouted") if key in records[0]}
     out["taps"] = records[0]["taps"]
     for record in records[1:]:
         out["taps"] = merge(out["taps"], record["taps"])

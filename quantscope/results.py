@@ -212,6 +212,16 @@ class Paired:
 
 
 @dataclass(frozen=True)
+class RoutingRow:
+    """Where one layer of a mixture of experts sends the tokens of the whole input."""
+
+    layer: int
+    n_expert: int
+    n_idle: int  # experts that no token reaches: nothing is known of them
+    rerouted: float | None = None  # share of the tokens that go through other experts than in the original
+
+
+@dataclass(frozen=True)
 class Variant:
     """One set of weights that went through the model; the original is a variant too."""
 
@@ -226,6 +236,7 @@ class Variant:
     ops: tuple[OpRow, ...] = ()  # every tap over the whole text, in graph order
     kv: str | None = None  # types of the key/value cache that keys and values were rounded to; None: they are exact
     kv_bytes: int | None = None  # of that cache, for one token
+    routing: tuple[RoutingRow, ...] = ()  # of every layer with experts, over the whole text
 
     @property
     def footprint(self) -> tuple[int, float]:

@@ -19,7 +19,7 @@ from quantscope.errors import UsageError
 from quantscope.inputs import Input, Inputs, read_inputs
 from quantscope.kld_base import KldBase, check_base, read_base
 from quantscope.lockstep import Member, walk
-from quantscope.meters import BatchMeter, Record, tap_list
+from quantscope.meters import BatchMeter, Record
 from quantscope.plan import slices
 from quantscope.results import PlanInfo, StudyOptions
 from quantscope.variants import Lineup, line_up, lineup_plan
@@ -165,7 +165,7 @@ def run_batch(stage: Stage, index: int, step: Callable[[int], None] = lambda n: 
     ids, members = stage.batch(index), stage.members
     meter = BatchMeter(
         ids,
-        tap_list(members[0].weights),
+        members[0].weights,
         len(members),
         chunk0=index * stage.plan.chunks_per_batch,
         first=stage.first,

@@ -35,7 +35,7 @@ from quantscope.stages import Job, Stage, prepare, run_batch
 from quantscope.store import NAME, StudyStore
 from quantscope.wording import count
 
-FORMAT = 2  # of the stored records
+FORMAT = 3  # of the stored records
 Compute = Callable[[int], Record]  # number of a batch → its record
 Keep = Callable[[list[Record]], None]  # told the records so far
 

@@ -120,3 +120,12 @@ def _shown(c: str) -> str:
     if c.isprintable():  # not so: control, format (direction marks), surrogates, unassigned, line breaks, spaces but " "
         return c
     return _NAMED.get(c) or (f"\\x{ord(c):02x}" if ord(c) < 0x100 else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}")
+
+
+MOST_NAMED = 3  # places in a note
+
+
+def idle_experts(idle: Iterable[tuple[str, int, int]]) -> str:
+    """The first places where experts are idle, for a note: of (place, idle experts, experts); "" where all are reached."""
+    some = [f"{place}: {k}/{n}" for place, k, n in idle if k]
+    return ", ".join(some[:MOST_NAMED]) + (", …" if len(some) > MOST_NAMED else "")

@@ -14,13 +14,12 @@ from pathlib import Path
 
 # fmt: off
 LAYERS = (
-    "errors", "strings", "language", "wording", "phrases", "new_file", "qtypes", "sources", "quants", "recipes", "imatrix", "tokenizers",
-    "arch",
-    "weights", "images", "model", "lockstep", "trace", "fingerprint", "trace_file", "metrics", "engines", "importers", "logit_kernel",
-    "logit_sums", "top_tokens", "tap_sums", "tap_kernel", "results", "lock", "mismatch", "store", "tap_stats", "logit_stats", "monitor",
-    "inputs", "meters", "plan", "variants", "importance", "rotation", "compare", "three_way", "explain", "engine_effects", "kld_base",
-    "golden", "weight_causes", "weight_scales", "weight_compare", "diagnose", "remedy", "findings", "stages", "cluster", "passage",
-    "assemble", "study", "frames", "table_files", "report", "api", "cli",
+    "errors", "strings", "language", "wording", "phrases", "new_file", "qtypes", "sources", "quants", "recipes", "imatrix",
+    "tokenizers", "arch", "weights", "images", "model", "lockstep", "trace", "fingerprint", "trace_file", "metrics", "engines",
+    "importers", "logit_kernel", "logit_sums", "top_tokens", "tap_sums", "tap_kernel", "results", "lock", "mismatch", "store",
+    "tap_stats", "logit_stats", "monitor", "inputs", "routing", "meters", "plan", "variants", "importance", "rotation", "compare",
+    "three_way", "explain", "engine_effects", "kld_base", "golden", "weight_causes", "weight_scales", "weight_compare", "diagnose",
+    "remedy", "findings", "stages", "cluster", "passage", "assemble", "study", "frames", "table_files", "report", "api", "cli",
 )
 # fmt: on
 PACKAGE = "quantscope"

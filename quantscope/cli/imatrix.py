@@ -41,7 +41,7 @@ def imatrix(
     from quantscope.cli.progress import watching
     from quantscope.imatrix import check_target, write_imatrix
     from quantscope.importance import compute_importance, prepare_importance
-    from quantscope.wording import count, printable, size
+    from quantscope.wording import count, idle_experts, printable, size
 
     options = text_options(model, text, ctx, chunks, memory, device)
     check_device(options.device)
@@ -55,6 +55,11 @@ def imatrix(
             job, lambda n: monitor.step("text", n, f"step {n % job.n_steps or job.n_steps}/{job.n_steps} of a batch")
         )
         write_imatrix(out, found)
+        if idle := idle_experts(found.idle()):
+            monitor.note(
+                f"No token reaches some of the experts ({idle}): with this file all their inputs count alike, here and in llama-quantize. "
+                f"Use a longer text."
+            )
     if json:
         from quantscope.cli.output import print_document
 

@@ -172,13 +172,18 @@ def _importance(path: Path, model: Original) -> tuple[Imatrix, tuple[str, ...]]:
     """The importance matrix, and what is to be said about it."""
     from quantscope.imatrix import check_imatrix, read_imatrix
     from quantscope.sources.base import show as shown
-    from quantscope.wording import count
+    from quantscope.wording import count, idle_experts
 
     imatrix = read_imatrix(path)
     bare = check_imatrix(imatrix, shown(model.source.path), {t.name: t.shape for t in model.tensors.values()})
-    if not bare:
-        return imatrix, ()
-    return imatrix, (f"{shown(path)} has no weights for {count(len(bare), 'tensor')}, encoded without: {', '.join(bare[:3])}.",)
+    idle = idle_experts(imatrix.idle())
+    notes = (
+        f"{shown(path)} has no weights for {count(len(bare), 'tensor')}, encoded without: {', '.join(bare[:3])}." if bare else "",
+        f"{shown(path)} knows nothing of some experts ({idle}), which its text does not reach: all their inputs count alike."
+        if idle
+        else "",
+    )
+    return imatrix, tuple(note for note in notes if note)
 
 
 def _write(

@@ -35,7 +35,9 @@ ImatrixFile = Annotated[
     Path | None,
     typer.Option("--imatrix", metavar="FILE", help="Quantize with an importance matrix of llama-imatrix.", show_default=False),
 ]
-Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Also write sensitivity.json and sensitivity.md.", show_default=False)]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="DIR", help="Also write sensitivity.json and sensitivity.md.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the tables on stderr.")]
 
 

@@ -95,7 +95,9 @@ Ray = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Where report.md, study.json and the finished batches go.  [default: quantscope-MODEL]"),
+    typer.Option(
+        "--out", "-o", metavar="DIR", help="Where report.md, study.json and the finished batches go.  [default: quantscope-MODEL]"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the content of study.json on stdout, the report on stderr.")]
 

@@ -14,18 +14,18 @@ from quantscope.engines import ArithmeticName, Dtype, Request, model_name
 from quantscope.engines.collect import Collector, Steps, everything
 from quantscope.errors import UnsupportedFeatureError, UsageError
 from quantscope.fingerprint import estimate_nmse, fingerprint
+from quantscope.language import english
 from quantscope.metrics import nmse
 from quantscope.model.arithmetic import EXACT, Arithmetic
 from quantscope.model.bf16_arithmetic import Bf16Arithmetic
 from quantscope.model.forward import KVCache, forward
 from quantscope.model.ggml_arithmetic import ggml_arithmetic
-from quantscope.model.taps import stem_of
+from quantscope.model.taps import CHOSEN, stem_of
 from quantscope.qtypes import KVType
 from quantscope.sources.resolve import open_source
 from quantscope.trace import Fingerprint, Full, Origin, Trace
 from quantscope.weights import Weights
-
-CHOSEN = "ffn_moe_topk"  # the tap of the experts that each token goes through
+from quantscope.wording import idle_experts
 
 
 def trace(
@@ -136,11 +136,16 @@ class Routed:
     def notes(self, config: ModelConfig) -> tuple[str, ...]:
         """That some experts were not reached: of those nothing was computed, so nothing is known."""
         n = config.experts.n_expert if config.experts else 0
-        idle = {name: n - len(found) for name, found in self.reached.items() if len(found) < n}
-        if not idle:
+        some = idle_experts((name, n - len(found), n) for name, found in self.reached.items())
+        if not some:
             return ()
-        some = "; ".join(f"{k} of {n} at {name}" for name, k in list(idle.items())[:3]) + ("; …" if len(idle) > 3 else "")
-        return (f"Experts that no token reaches ({some}): their matrices were not read, so nothing is said of them. Trace a longer text.",)
+        return (
+            english(
+                "No token reaches some of the experts ({some}): their matrices were not read, so nothing is said of them. Trace a longer "
+                "text.",
+                some=some,
+            ),
+        )
 
 
 class FirstOfBatch:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+CHOSEN = "ffn_moe_topk"
 EMBD = "embd"  # [B,T,E] token embeddings, the input of layer 0
 
 # In the order of the graph, once a layer; `blk` i appends "-i".
@@ -34,7 +35,7 @@ LAYER_TAPS = (
     "ffn_norm",  # [B,T,E]
     "ffn_moe_logits",  # [B,T,X] of the router: X experts
     "ffn_moe_probs",  # [B,T,X]
-    "ffn_moe_topk",  # [B,T,n_used] numbers of the chosen experts, the most probable first
+    CHOSEN,  # [B,T,n_used] numbers of the chosen experts, the most probable first
     "ffn_moe_weights",  # [B,T,n_used] what their outputs are multiplied by
     "ffn_moe_gate",  # [B,T,n_used·M] of the chosen experts one after the other
     "ffn_moe_up",  # [B,T,n_used·M]

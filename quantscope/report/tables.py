@@ -11,7 +11,7 @@ from quantscope.report.engine_tables import engines
 from quantscope.report.logit_tables import logits, paired
 from quantscope.report.op_tables import operations, outliers
 from quantscope.report.table import DIFFERS, FLAG, Section, Table, label
-from quantscope.results import Flag, Generated, LayerRow, Study, Variant
+from quantscope.results import Flag, Generated, LayerRow, RoutingRow, Study, Variant
 from quantscope.wording import MISSING, fixed, mean, percent, printable, quoted, sci, sig, times
 
 MOST_IMPORTANT = 6  # layers with flagged cells that a sample of the layers must contain
@@ -20,7 +20,7 @@ MOST_IMPORTANT = 6  # layers with flagged cells that a sample of the layers must
 def sections(study: Study) -> list[Section]:
     """Every table for which the study has numbers."""
     made = [generated(study), layer_outputs(study), swiglu(study), errors(study), logits(study), paired(study)]
-    made += [operations(study), outliers(study), engines(study), sizes(study)]
+    made += [operations(study), routing(study), outliers(study), engines(study), sizes(study)]
     return [s for s in made if s.tables]
 
 
@@ -272,6 +272,35 @@ def by_layer(study: Study, variants: Sequence[Variant], show: Show, caption: str
 
 def _tables(*tables: Table | None) -> tuple[Table, ...]:
     return tuple(t for t in tables if t is not None)
+
+
+# ---- Experts ------------------------------------------------------------------------------------------------------------
+
+
+def routing(study: Study) -> Section:
+    """The share of the tokens that go through other experts than in the original, layer by layer, and the experts nobody reaches."""
+    having = [v for v in study.quantized if any(r.rerouted is not None for r in v.routing)]
+    idle = [v for v in study.variants if any(r.n_idle for r in v.routing)]
+    return Section(
+        say("Routing"),
+        say(
+            "Share of the tokens that go through other experts than in the original; which of the chosen comes first does not count. "
+            "llama-quantize leaves the router as it is: it chooses otherwise where its input has changed."
+        ),
+        _tables(
+            _by_routing(study, having, lambda r: percent(r.rerouted, 3), say("Tokens that go through other experts")),
+            _by_routing(study, idle, lambda r: f"{r.n_idle:,}/{r.n_expert:,}", say("Experts that no token reaches")),
+        ),
+    )
+
+
+def _by_routing(study: Study, variants: Sequence[Variant], show: Callable[[RoutingRow], str], caption: str) -> Table | None:
+    """A row per layer with experts, a column per variant; None where no variant has any."""
+    if not variants:
+        return None
+    layers = tuple(r.layer for r in variants[0].routing)
+    cells = tuple((str(layer), *(show(v.routing[k]) for v in variants)) for k, layer in enumerate(layers))
+    return Table((say("layer"), *(label(study, v) for v in variants)), cells, caption, (), layers)
 
 
 # ---- Sizes --------------------------------------------------------------------------------------------------------------

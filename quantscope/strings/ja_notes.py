@@ -18,6 +18,12 @@ STRINGS: Mapping[str, str] = {
     ),
     "{path}: {n} tensors are not used by the reference forward: {names}.": "{path}：{n}個のテンソルは参照実装で使われない：{names}。",
     "{path}: metadata keys not known to the reference forward: {names}.": "{path}：参照実装の知らないメタデータのキー：{names}。",
+    "No token reaches some of the experts ({some}): nothing is known of what quantization does to them. Study a longer text.": (
+        "どのトークンも届かないエキスパートがある（{some}）。それらへの量子化の影響は分からない。より長いテキストで調べること。"
+    ),
+    "No token reaches some of the experts ({some}): their matrices were not read, so nothing is said of them. Trace a longer text.": (
+        "どのトークンも届かないエキスパートがある（{some}）。その行列は読まれず、何も言えない。より長いテキストでトレースすること。"
+    ),
     (
         "{path} names no pre-tokenizer (tokenizer.ggml.pre); 'default' is used, as llama.cpp does, and words are probably cut otherwise "
         "than in training: convert the model again with a current converter."

@@ -28,6 +28,8 @@ STRINGS: Mapping[str, str] = {
     ),
     # a study
     "RMS of the residual stream": "残差ストリームのRMS",
+    "Tokens that go through other experts than in the original": "元のモデルと異なるエキスパートを通るトークン",
+    "tokens [%]": "トークン［%］",
     "Mean of the residual stream": "残差ストリームの平均",
     "RMS of the SwiGLU output": "SwiGLU出力のRMS",
     "Mean of the SwiGLU output": "SwiGLU出力の平均",

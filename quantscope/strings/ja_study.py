@@ -44,6 +44,9 @@ STRINGS: Mapping[str, str] = {
     "Which is better": "どちらが優れているか",
     "Operation by operation": "演算ごとの比較",
     "Outliers": "外れ値",
+    "Routing": "ルーティング",
+    "Tokens that go through other experts": "異なるエキスパートを通るトークン",
+    "Experts that no token reaches": "どのトークンも届かないエキスパート",
     "Engines": "エンジン",
     "Size": "サイズ",
     # what was studied
@@ -124,6 +127,11 @@ STRINGS: Mapping[str, str] = {
         "成長率は最初の層の出力RMSに対する比である。"
     ),
     "RMS and mean of silu(gate)·up, the widest signal of a layer.": "層の中で最も幅の広い信号silu(gate)·upのRMSと平均。",
+    "Share of the tokens that go through other experts than in the original; which of the chosen comes first does not count. "
+    "llama-quantize leaves the router as it is: it chooses otherwise where its input has changed.": (
+        "元のモデルと異なるエキスパートを通るトークンの割合。選ばれたエキスパートの順序は問わない。"
+        "llama-quantizeはルーターを量子化しない。選択が変わるのは、その入力が変わった所である。"
+    ),
     (
         "NMSE = Σ(original − variant)² / Σ original² of the layer output; SQNR = −10·log10(NMSE), higher is better; cosine 1 = the same "
         "direction."

@@ -68,7 +68,7 @@ class TestHelp:
         text = capsys.readouterr().out
         options = "--types --ref --prompt --tokens --text --ctx --chunks --scoring --until-ci --positions --memory --device --dtype --ray"
         options += " --out --json"
-        assert [o for o in options.split() if f"  {o} " not in text] == []
+        assert [o for o in options.split() if f" {o} " not in text] == []
 
     def test_version(self, capsys: Capture) -> None:
         assert main(["--version"]) == 0

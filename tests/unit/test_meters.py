@@ -34,10 +34,9 @@ def record(
     members: list[Member], rows: slice = slice(None), *, labelled: bool = True, has_reference: bool = True, **options: str
 ) -> Record:
     ids = IDS[rows]
-    taps = tap_list(members[0].weights)
     meter = BatchMeter(
         ids,
-        taps,
+        members[0].weights,
         len(members),
         chunk0=rows.start or 0,
         first=FIRST,

@@ -37,6 +37,7 @@ def study_page(study: Study) -> Page:
         passage_block(study),
         _block("better", paired(study), ()),
         _block("operations", operations(study), (operation_chart(study),)),
+        _block("routing", study_tables.routing(study), (routing_chart(study),)),
         _block("outliers", outliers(study), (outlier_chart(study),)),
         _block("engines", engines(study), engine_charts(study)),
         _block("size", study_tables.sizes(study), (size_chart(study),)),
@@ -151,6 +152,22 @@ def _left_out(n: int) -> str:
     if n <= MOST_HEAVY:
         return ""
     return say("The first {shown} of {variants} are in this figure; study.json has all.", shown=MOST_HEAVY, variants=count(n, "variant"))
+
+
+def routing_chart(study: Study) -> Chart | None:
+    """The tokens that go through other experts than in the original."""
+    series = tuple(
+        Series(
+            label(study, v),
+            [r.layer for r in v.routing],
+            rounded([None if r.rerouted is None else 100 * r.rerouted for r in v.routing]),
+            label(study, v),
+        )
+        for v in study.quantized
+        if any(r.rerouted is not None for r in v.routing)
+    )
+    title = say("Tokens that go through other experts than in the original")
+    return Chart("routing", title, "lines", say("layer"), say("tokens [%]"), series) if series else None
 
 
 def outlier_chart(study: Study) -> Chart | None:
