@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantscope.arch.config import ACTIVATION_NAMES
 from quantscope.kld_base import KldBase
 from quantscope.language import english
 from quantscope.logit_stats import all_pairs, logit_stats
@@ -216,4 +217,6 @@ def _variant(
 def _model_info(lineup: Lineup) -> ModelInfo:
     w, c = lineup.first, lineup.first.config
     n_params = sum(w.stored(name).n_elements for name in lineup.candidates[0].types)
-    return ModelInfo(lineup.candidates[0].member.name, c.arch, c.n_layer, c.n_embd, c.n_vocab, n_params)
+    gated = c.block.fused or c.experts is not None or "ffn_gate.weight" in w.layer_names(0)
+    name, formula = ACTIVATION_NAMES[c.block.activation, gated]
+    return ModelInfo(lineup.candidates[0].member.name, c.arch, c.n_layer, c.n_embd, c.n_vocab, n_params, name, formula)

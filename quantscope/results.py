@@ -282,6 +282,8 @@ class ModelInfo:
     n_embd: int
     n_vocab: int
     n_params: int
+    activation: str = "SwiGLU"  # of the feed-forward
+    activation_formula: str = "silu(gate)·up"
 
 
 @dataclass(frozen=True)
@@ -434,6 +436,11 @@ class Study:
         found = {frozenset((p.a, p.b)): p for p in self.paired}
         two = ((b, found.get(frozenset((a, b)))) for a, b in pairwise(order))
         return tuple(p.beginning_with(b) for b, p in two if p is not None)
+
+    @property
+    def activation(self) -> str:
+        """The name of what ``swiglu_rms`` and ``swiglu_mean`` are of."""
+        return self.model.activation if self.model else "SwiGLU"
 
     def variant(self, name: str) -> Variant:
         return next(v for v in self.variants if v.name == name)

@@ -10,6 +10,20 @@ RopeLayout: TypeAlias = Literal["interleaved", "half"]
 Scaling: TypeAlias = Literal["none", "linear", "yarn"]
 Norm: TypeAlias = Literal["rms", "layer"]  # x / √mean(x²), or (x − mean(x)) / σ(x)
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_erf", "relu", "relu2", "swiglu_oai"]
+# (activation, whether a gate is multiplied in) → its name, and what ffn_swiglu is
+ACTIVATION_NAMES: dict[tuple[Activation, bool], tuple[str, str]] = {
+    ("silu", True): ("SwiGLU", "silu(gate)·up"),
+    ("silu", False): ("SiLU", "silu(up)"),
+    ("gelu", True): ("GeGLU", "gelu(gate)·up"),
+    ("gelu", False): ("GELU", "gelu(up)"),
+    ("gelu_erf", True): ("GeGLU", "gelu(gate)·up"),
+    ("gelu_erf", False): ("GELU", "gelu(up)"),
+    ("relu", True): ("ReGLU", "relu(gate)·up"),
+    ("relu", False): ("ReLU", "relu(up)"),
+    ("relu2", True): ("ReGLU²", "relu(gate)²·up"),
+    ("relu2", False): ("ReLU²", "relu(up)²"),
+    ("swiglu_oai", True): ("SwiGLU", "gate·σ(1.702·gate)·(1 + up), both cut at 7"),
+}
 Gating: TypeAlias = Literal["softmax", "sigmoid", "softmax of the chosen"]
 
 

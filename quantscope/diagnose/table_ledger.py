@@ -150,21 +150,22 @@ def _drift(study: Study) -> Hypothesis:
     else:
         parts = [say("The mean goes {means}: the same sign at the end, where |mean|/RMS is {ratios}.", **facts)]
     if flagged:
-        parts.append(_flags(flagged))
+        parts.append(_flags(flagged, study.activation))
     parts.append(say("That the variants differ is shown; that quantization is the cause is not: a fault of the engine moves means, too."))
     return _drift_entry(study, tuple(parts))
 
 
-def _flags(flagged: Sequence[tuple[str, int, Flag]]) -> str:
+def _flags(flagged: Sequence[tuple[str, int, Flag]], activation: str) -> str:
     """The strongest, and how many more there are."""
     name, layer, flag = max(flagged, key=lambda f: f[2].times)
-    facts = {"times": f"{metrics.FLAG_TIMES:g}", "name": name, "layer": layer, "share": percent(flag.mean_to_rms)}
+    facts = {"times": f"{metrics.FLAG_TIMES:g}", "name": name, "layer": layer, "share": percent(flag.mean_to_rms), "activation": activation}
     if len(flagged) == 1:
         return say(
-            "Flagged, over {times} times the other variants: the SwiGLU mean of {name} in layer {layer}, {share} of its RMS.", **facts
+            "Flagged, over {times} times the other variants: the {activation} mean of {name} in layer {layer}, {share} of its RMS.", **facts
         )
     return say(
-        "Flagged, over {times} times the other variants: the SwiGLU mean of {name} in layer {layer}, {share} of its RMS, and {n} more.",
+        "Flagged, over {times} times the other variants: the {activation} mean of {name} in layer {layer}, {share} of its RMS, and {n} "
+        "more.",
         n=len(flagged) - 1,
         **facts,
     )

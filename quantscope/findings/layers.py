@@ -239,7 +239,7 @@ def _offset_from_original(study: Study, variants: list[Variant]) -> str:
 
 
 def standing_out(study: Study) -> Finding | None:
-    """The flagged SwiGLU means, strongest first."""
+    """The flagged means of the activation, strongest first."""
     variants = [v for v in study.variants if any(row.swiglu_mean is not None for row in v.layers)]
     if len(variants) < 2:
         return None
@@ -248,7 +248,8 @@ def standing_out(study: Study) -> Finding | None:
     rule = f"{metrics.FLAG_TIMES:g}"
     if not flagged:
         text = say(
-            "No SwiGLU mean stands out: none has a |mean|/RMS over {rule} times the median of the other variants.",
+            "No {activation} mean stands out: none has a |mean|/RMS over {rule} times the median of the other variants.",
+            activation=study.activation,
             rule=rule,
         )
         return Finding("standing-out", text, {"cells": []})
@@ -256,8 +257,10 @@ def standing_out(study: Study) -> Finding | None:
     more = len(flagged) - NAMED_FLAGS
     sentences = [
         say(
-            "{means} {_stand} out with a |mean|/RMS over {rule} times the median of the other variants: {cells}.",
-            means=count(len(flagged), "SwiGLU mean"),
+            "{n} {activation} {_mean} {_stand} out with a |mean|/RMS over {rule} times the median of the other variants: {cells}.",
+            n=f"{len(flagged):,}",
+            activation=study.activation,
+            _mean="mean" if len(flagged) == 1 else "means",
             _stand="stands" if len(flagged) == 1 else "stand",
             rule=rule,
             cells=clauses([*named, say("and {n} more", n=more)] if more > 0 else named),

@@ -205,19 +205,20 @@ def layer_outputs(study: Study) -> Section:
 
 
 def swiglu(study: Study) -> Section:
-    """RMS and mean of the SwiGLU output, with flagged cells and a footnote for each."""
+    """RMS and mean of the feed-forward's activation, with flagged cells and a footnote for each."""
     having = [v for v in study.variants if any(r.swiglu_rms is not None for r in v.layers)]
 
     def cell(row: LayerRow) -> str:
         flagged = any(f.cell == "swiglu_mean" for f in row.flags)
         return f"{FLAG} {mean(row.swiglu_mean)}" if flagged else mean(row.swiglu_mean)
 
+    name, formula = study.activation, study.model.activation_formula if study.model else "silu(gate)·up"
     return Section(
-        say("SwiGLU"),
-        say("RMS and mean of silu(gate)·up, the widest signal of a layer."),
+        say("{activation}", activation=name),
+        say("RMS and mean of {formula}, the widest signal of a layer.", formula=formula),
         _tables(
-            by_layer(study, having, lambda r: sig(r.swiglu_rms, 4), say("SwiGLU RMS")),
-            by_layer(study, having, cell, say("SwiGLU mean"), tuple(_flag_note(*f) for f in _flagged(having))),
+            by_layer(study, having, lambda r: sig(r.swiglu_rms, 4), say("{activation} RMS", activation=name)),
+            by_layer(study, having, cell, say("{activation} mean", activation=name), tuple(_flag_note(*f) for f in _flagged(having))),
         ),
     )
 

@@ -216,11 +216,11 @@ STRINGS: Mapping[str, str] = {
     "Against the original the last mean is off by at most {moved} of its RMS ({name}).": (
         "最後の平均の元モデルからのずれは、最大でもそのRMSの{moved}（{name}）である。"
     ),
-    "No SwiGLU mean stands out: none has a |mean|/RMS over {rule} times the median of the other variants.": (
-        "SwiGLU平均に異常値はない：|平均|/RMSが他のバリアントの中央値の{rule}倍を超えるものはない。"
+    "No {activation} mean stands out: none has a |mean|/RMS over {rule} times the median of the other variants.": (
+        "{activation}平均に異常値はない：|平均|/RMSが他のバリアントの中央値の{rule}倍を超えるものはない。"
     ),
-    "{means} {_stand} out with a |mean|/RMS over {rule} times the median of the other variants: {cells}.": (
-        "{means}が異常値であり、|平均|/RMSが他のバリアントの中央値の{rule}倍を超える：{cells}。"
+    "{n} {activation} {_mean} {_stand} out with a |mean|/RMS over {rule} times the median of the other variants: {cells}.": (
+        "{activation}平均{n}個が異常値であり、|平均|/RMSが他のバリアントの中央値の{rule}倍を超える：{cells}。"
     ),
     "{name} layer {layer}, mean {mean}, {share} of its RMS, {times} the others' {others}": (
         "{name}の層{layer}、平均{mean}、そのRMSの{share}で他の{others}の{times}"

@@ -131,11 +131,11 @@ STRINGS: Mapping[str, str] = {
     "The mean of the first and last layer is not known for two variants.": "2つのバリアントについて、最初と最後の層の平均がわからない。",
     "The mean goes {means}: opposite signs at the end, where |mean|/RMS is {ratios}.": "平均は{means}と変化し、最後の層での符号は逆である。そこでの|平均|/RMSは{ratios}である。",
     "The mean goes {means}: the same sign at the end, where |mean|/RMS is {ratios}.": "平均は{means}と変化し、最後の層での符号は同じである。そこでの|平均|/RMSは{ratios}である。",
-    "Flagged, over {times} times the other variants: the SwiGLU mean of {name} in layer {layer}, {share} of its RMS.": (
-        "他のバリアントの{times}倍を超える異常値：{name}の層{layer}のSwiGLU平均（そのRMSの{share}）。"
+    "Flagged, over {times} times the other variants: the {activation} mean of {name} in layer {layer}, {share} of its RMS.": (
+        "他のバリアントの{times}倍を超える異常値：{name}の層{layer}の{activation}平均（そのRMSの{share}）。"
     ),
-    "Flagged, over {times} times the other variants: the SwiGLU mean of {name} in layer {layer}, {share} of its RMS, and {n} more.": (
-        "他のバリアントの{times}倍を超える異常値：{name}の層{layer}のSwiGLU平均（そのRMSの{share}）、ほか{n}件。"
+    "Flagged, over {times} times the other variants: the {activation} mean of {name} in layer {layer}, {share} of its RMS, and {n} more.": (
+        "他のバリアントの{times}倍を超える異常値：{name}の層{layer}の{activation}平均（そのRMSの{share}）、ほか{n}件。"
     ),
     "That the variants differ is shown; that quantization is the cause is not: a fault of the engine moves means, too.": (
         "バリアントの間に違いがあることは示されたが、量子化が原因であることは示されていない。エンジンの誤りも平均を動かす。"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 STRINGS: Mapping[str, str] = {
+    "SwiGLU RMS": "SwiGLU RMS",
+    "SwiGLU mean": "SwiGLU平均",
     "the document of --json": "--jsonの出力",
     "{name}: {facts}": "{name}：{facts}",
     "{kind}, {where}: {taps}": "{kind}、{where}：{taps}",

@@ -15,7 +15,6 @@ STRINGS: Mapping[str, str] = {
     "{n} batches": "{n}バッチ",
     "{n} variants": "{n}個のバリアント",
     "{n} other variants": "他の{n}個のバリアント",
-    "{n} SwiGLU means": "{n}個のSwiGLU平均",
     "{n} billion": "{n}B",
     "{n} million": "{n}M",
     "{n} bytes": "{n}バイト",
@@ -38,7 +37,7 @@ STRINGS: Mapping[str, str] = {
     "Provenance": "実行環境と出所",
     "Generated token": "生成トークンの比較",
     "Layer by layer": "層ごとの比較",
-    "SwiGLU": "SwiGLU出力の比較",
+    "{activation}": "{activation}出力の比較",
     "Error against the original": "元モデルに対する誤差",
     "Logits": "Logitの比較",
     "Which is better": "どちらが優れているか",
@@ -115,8 +114,8 @@ STRINGS: Mapping[str, str] = {
     "Input RMS": "入力RMS",
     "Output RMS and its growth": "出力RMSとRMS成長率",
     "Mean of the output": "出力の平均",
-    "SwiGLU RMS": "SwiGLU RMS",
-    "SwiGLU mean": "SwiGLU平均",
+    "{activation} RMS": "{activation} RMS",
+    "{activation} mean": "{activation}平均",
     "NMSE and SQNR [dB]": "NMSEとSQNR [dB]",
     "Cosine": "コサイン類似度",
     (
@@ -126,7 +125,7 @@ STRINGS: Mapping[str, str] = {
         "残差ストリームの全チャネルにわたるRMS = sqrt(mean(x²))と平均。層の入力は直前の層の出力であり、"
         "成長率は最初の層の出力RMSに対する比である。"
     ),
-    "RMS and mean of silu(gate)·up, the widest signal of a layer.": "層の中で最も幅の広い信号silu(gate)·upのRMSと平均。",
+    "RMS and mean of {formula}, the widest signal of a layer.": "層の中で最も幅の広い信号{formula}のRMSと平均。",
     "Share of the tokens that go through other experts than in the original; which of the chosen comes first does not count. "
     "llama-quantize leaves the router as it is: it chooses otherwise where its input has changed.": (
         "元のモデルと異なるエキスパートを通るトークンの割合。選ばれたエキスパートの順序は問わない。"

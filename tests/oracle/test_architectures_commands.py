@@ -109,3 +109,21 @@ def test_quantize_and_study_experts(tmp_path: Path, capsys: Capture) -> None:
     assert Weights(open_source(q8)).source.tensors["blk.0.ffn_up_exps.weight"].qtype.name == "Q8_0"
     out, _ = ran(capsys, "study", model, q8, "--tokens", ",".join(map(str, IDS)), "--out", tmp_path / "found")
     assert "q8" in out
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "formula"),
+    [
+        ("gpt2", "GELU", "gelu(up)"),
+        ("gemma", "GeGLU", "gelu(gate)·up"),
+        ("nemotron", "ReLU²", "relu(up)²"),
+        ("llama-moe", "SwiGLU", "silu(gate)·up"),
+    ],
+)
+def test_reports_name_the_activation(case: str, name: str, formula: str, tmp_path: Path, capsys: Capture) -> None:
+    model = make_arch(tmp_path / "m.gguf", case)
+    ran(capsys, "study", model, *TOKENS, "--types", "Q8_0", "-o", tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text("utf-8")
+    assert f"## {name}\n\nRMS and mean of {formula}, the widest signal of a layer." in report
+    assert f"### {name} mean" in report
+    assert ("SwiGLU" in report) == (name == "SwiGLU")

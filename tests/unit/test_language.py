@@ -24,7 +24,21 @@ from tests.unit.pseudo import pseudo_language, words_outside
 from tests.unit.test_report import shown
 from tools.check_catalogue import fields, problems, said, said_in
 
-NAMES = {"SHA", "demo", "llama", "cpp", "transformers", "RusTorch", "kB", "MB", "GB"}  # models, engines, units
+NAMES = {
+    "SHA",
+    "demo",
+    "llama",
+    "cpp",
+    "transformers",
+    "RusTorch",
+    "kB",
+    "MB",
+    "GB",
+    "SwiGLU",
+    "silu",
+    "gate",
+    "up",
+}  # models, engines, units, functions
 J = r"[぀-ヿ一-鿿]"
 JAPANESE = re.compile(J)
 
@@ -150,7 +164,8 @@ class TestStudy:
         prose = [line for line in japanese.split(f"## {_in_japanese('Provenance')}")[0].splitlines() if line and line[0] not in "#|"]
         assert all(JAPANESE.search(line) for line in prose)
         order = [
-            _in_japanese(t) for t in ("Generated token", "Layer by layer", "Input RMS", "SwiGLU", "Error against the original", "Logits")
+            _in_japanese(t).format(activation="SwiGLU")
+            for t in ("Generated token", "Layer by layer", "Input RMS", "{activation}", "Error against the original", "Logits")
         ]
         assert [headings.index(next(h for h in headings if h.endswith(f" {title}"))) for title in order] == [1, 2, 3, 6, 9, 12]
 

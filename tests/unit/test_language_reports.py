@@ -54,7 +54,7 @@ from tests.unit.test_sensitivity import SAMPLE
 
 IDS = (1, 403, 407, 261, 378, 77, 205, 13)
 NAMES = {"numpy", "embd", "rms", "mean", "min", "max", "sum", "file", "ids", "weights", "taps", "replay", "tokenizer", "reference", "exact"}
-NAMES |= {"kB", "MB", "RusTorch", "llama", "sha", "RoPE"}
+NAMES |= {"kB", "MB", "RusTorch", "llama", "sha", "RoPE", "SwiGLU"}
 RUSTORCH = Path(__file__).parent.parent / "data" / "rustorch"
 
 

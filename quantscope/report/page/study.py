@@ -79,11 +79,15 @@ def mean_chart(study: Study) -> Chart | None:
 
 
 def swiglu_rms_chart(study: Study) -> Chart | None:
-    return _by_layer(study, "swiglu-rms", say("RMS of the SwiGLU output"), say("SwiGLU RMS"), lambda r: r.swiglu_rms, log=True)
+    name = study.activation
+    title, axis = say("RMS of the {activation} output", activation=name), say("{activation} RMS", activation=name)
+    return _by_layer(study, "swiglu-rms", title, axis, lambda r: r.swiglu_rms, log=True)
 
 
 def swiglu_mean_chart(study: Study) -> Chart | None:
-    return _by_layer(study, "swiglu-mean", say("Mean of the SwiGLU output"), say("SwiGLU mean"), lambda r: r.swiglu_mean)
+    name = study.activation
+    title, axis = say("Mean of the {activation} output", activation=name), say("{activation} mean", activation=name)
+    return _by_layer(study, "swiglu-mean", title, axis, lambda r: r.swiglu_mean)
 
 
 def nmse_chart(study: Study) -> Chart | None:
