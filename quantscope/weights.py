@@ -260,7 +260,7 @@ class Weights:
         if ids == ALL_IDS or self._kept is not None or (self._made(name) and not by_matrix):
             return self.get(name)[ids]
         raw = self._stored[name]
-        blocks = self.source.raw(raw.name).reshape(shape[0], -1)[ids]  # [rows, bytes of a row]
+        blocks = self.source.entries(raw.name, ids)  # [rows, bytes of a row]
         part = torch.from_numpy(decode(blocks.reshape(-1), raw.qtype)).reshape(-1, *(raw.shape if by_matrix else shape)[1:])
         self._check_finite_once(name, part, ids)
         return self._as_canonical(name, part).to(self.device)

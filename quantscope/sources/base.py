@@ -79,6 +79,9 @@ class Source(Protocol):
         Raises MissingTensorError when there is no such tensor, TruncatedFileError when the file ends before it does.
         """
 
+    def entries(self, name: str, which: slice) -> Bytes:
+        """Some of the entries along the first axis, each the bytes of a row: uint8 [n, bytes].  Errors as of ``raw``."""
+
     def will_need(self, name: str) -> None:
         """Let the system read the tensor from disk while we do something else."""
 
@@ -90,6 +93,11 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Drop the mapping; views handed out before stay valid."""
+
+
+def entries(source: Source, name: str, which: slice) -> Bytes:
+    """``Source.entries`` of one whose tensors lie in the file as they are."""
+    return source.raw(name).reshape(source.tensors[name].shape[0], -1)[which]
 
 
 def missing_tensor(path: Path, name: str, names: Iterable[str]) -> MissingTensorError:

@@ -27,7 +27,7 @@ import numpy as np
 
 from quantscope.errors import CorruptFileError, TruncatedFileError, UnsupportedTypeError, UnsupportedVersionError
 from quantscope.qtypes import BY_ID, QuantType
-from quantscope.sources.base import Bytes, RawTensor, missing_tensor, show
+from quantscope.sources.base import Bytes, RawTensor, entries, missing_tensor, show
 from quantscope.sources.files import advise, map_file, not_a_gguf, sha256_of
 
 T = TypeVar("T")
@@ -328,6 +328,9 @@ class GgufSource:
         if self._end(name) > self.file_bytes:
             raise self.truncation(name)
         return self._mapped()[self.offsets[name] : self._end(name)]
+
+    def entries(self, name: str, which: slice) -> Bytes:
+        return entries(self, name, which)
 
     def will_need(self, name: str) -> None:
         advise(self.raw(name), "MADV_WILLNEED")

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from quantscope.errors import CorruptFileError, MissingFileError, TruncatedFileError, UnsupportedTypeError
 from quantscope.qtypes import QTYPES, QuantType
-from quantscope.sources.base import Bytes, RawTensor, missing_tensor, show
+from quantscope.sources.base import Bytes, RawTensor, entries, missing_tensor, show
 from quantscope.sources.files import advise, map_file, parse_json_object, read_json_object, sha256_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -90,6 +90,9 @@ class SafetensorsSource:
             raise self.truncation(name)
         stored = self._stored[name]
         return self._shard(stored.shard)[stored.start : self._end(name)]
+
+    def entries(self, name: str, which: slice) -> Bytes:
+        return entries(self, name, which)
 
     def will_need(self, name: str) -> None:
         advise(self.raw(name), "MADV_WILLNEED")

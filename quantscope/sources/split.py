@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from quantscope.errors import CorruptFileError, MissingFileError
-from quantscope.sources.base import Bytes, RawTensor, missing_tensor, show
+from quantscope.sources.base import Bytes, RawTensor, entries, missing_tensor, show
 from quantscope.sources.gguf import GgufSource, open_gguf
 from quantscope.wording import some
 
@@ -57,6 +57,9 @@ class SplitGgufSource:
         if name not in self._part:
             raise missing_tensor(self.path, name, self.tensors)
         return self._part[name].raw(name)
+
+    def entries(self, name: str, which: slice) -> Bytes:
+        return entries(self, name, which)
 
     def will_need(self, name: str) -> None:
         self._part[name].will_need(name)

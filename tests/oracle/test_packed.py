@@ -279,7 +279,8 @@ def test_gpt_oss_with_mxfp4_experts_computes_what_transformers_does(tmp_path: Pa
         theirs = model(ids).logits.double()
     ours = forward(ids, weights).double()
     assert float((ours - theirs).square().sum() / theirs.square().sum()) < 1e-11
-    whole, part = weights.layer(0)["ffn_gate_up_exps.weight"], weights.band("blk.0.ffn_gate_up_exps.weight", slice(2, 3))
+    assert weights.source._last is None, "experts were unpacked all together"
+    part, whole = weights.band("blk.0.ffn_gate_up_exps.weight", slice(2, 3)), weights.layer(0)["ffn_gate_up_exps.weight"]
     assert torch.equal(whole[2:3], part)
 
 

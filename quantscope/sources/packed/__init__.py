@@ -18,7 +18,7 @@ import numpy as np
 
 from quantscope.errors import CorruptFileError, UnsupportedTypeError
 from quantscope.qtypes import QTYPES
-from quantscope.sources.base import Bytes, RawTensor, Source, missing_tensor, show
+from quantscope.sources.base import Bytes, RawTensor, Source, entries, missing_tensor, show
 from quantscope.sources.files import read_json_object
 from quantscope.sources.packed.bitsandbytes import eight_bits, four_bits
 from quantscope.sources.packed.integers import awq, gptq, pack_quantized
@@ -96,6 +96,14 @@ class DecodedFolder:
                 values = np.ascontiguousarray(self._packed[name].values(), np.float32).reshape(self._packed[name].shape)
             self._last = name, values.reshape(-1).view(np.uint8)
         return self._last[1]
+
+    def entries(self, name: str, which: slice) -> Bytes:
+        packed = self._packed.get(name)
+        if packed is None or packed.some is None or (self._last is not None and self._last[0] == name):
+            return entries(self, name, which)
+        with _fitting(self.path, f"tensor {name!r}"):
+            values = np.ascontiguousarray(packed.some(which), np.float32)
+        return values.reshape(len(values), -1).view(np.uint8)
 
     def will_need(self, name: str) -> None:
         for part in self._parts(name):

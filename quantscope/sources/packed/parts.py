@@ -31,6 +31,7 @@ class Packed:
     shape: tuple[int, ...]
     parts: tuple[str, ...]  # names of the tensors it is made of, all in the file
     values: Callable[[], Floats]  # float32, in this shape
+    some: Callable[[slice], Floats] | None = None  # the same of some entries of the first axis, where they can be unpacked alone
 
 
 class Parts:

@@ -5,7 +5,7 @@ Source: integrations/finegrained_fp8.py and integrations/mxfp4.py of Transformer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -59,10 +59,16 @@ def mxfp4(parts: Parts) -> Iterator[Packed]:
             raise parts.wrong(blocks, "[experts, out, groups, 16]")
         if parts.shape(scales) != shape[:-1]:
             raise parts.wrong(scales, str(list(shape[:-1])))
-        yield Packed(base, (shape[0], shape[2] * 32, shape[1]), (blocks, scales), partial(_mxfp4_values, parts, blocks, scales))
+        yield Packed(base, (shape[0], shape[2] * 32, shape[1]), (blocks, scales), *_mxfp4_readers(parts, blocks, scales))
 
 
-def _mxfp4_values(parts: Parts, blocks: str, scales: str) -> Floats:
-    codes, exponents = parts.array(blocks), parts.array(scales).astype(np.int32) - 127
+def _mxfp4_readers(parts: Parts, blocks: str, scales: str) -> tuple[Callable[[], Floats], Callable[[slice], Floats]]:
+    """What reads all experts, and what reads some of them: a large model's experts of one layer are gigabytes in float32."""
+    some = partial(_mxfp4_values, parts, blocks, scales)
+    return partial(some, slice(None)), some
+
+
+def _mxfp4_values(parts: Parts, blocks: str, scales: str, which: slice) -> Floats:
+    codes, exponents = parts.array(blocks)[which], parts.array(scales)[which].astype(np.int32) - 127
     values = np.ldexp(FP4[np.stack([codes & 15, codes >> 4], axis=-1)], exponents[..., None, None])  # [experts,out,groups,16,2]
     return np.ascontiguousarray(values.reshape(*codes.shape[:2], -1).transpose(0, 2, 1))
