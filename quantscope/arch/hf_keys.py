@@ -16,6 +16,7 @@ import numpy as np
 
 from quantscope.arch.config import Activation, Block, Experts, Gating, Latent, Llama3Scaling, LongFactors, ModelConfig, RopeConfig
 from quantscope.arch.gguf_keys import yarn_magnitude
+from quantscope.arch.hf_defaults import hf_defaults
 from quantscope.arch.names import HfNames, names_of, to_hf
 from quantscope.arch.table import ArchSpec, arch_of_hf_type
 from quantscope.errors import CorruptFileError, UnsupportedFeatureError
@@ -59,7 +60,7 @@ GATINGS: Mapping[str, Gating] = {"softmax": "softmax", "sigmoid": "sigmoid", "so
 # What a size or constant is called, the usual name first.
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "n_layer": ("num_hidden_layers", "n_layer", "n_layers"),
-    "n_embd": ("hidden_size", "n_embd", "d_model"),
+    "n_embd": ("hidden_size", "n_embd", "d_model", "n_embed"),
     "n_head": ("num_attention_heads", "n_head", "n_heads"),
     "n_head_kv": ("num_key_value_heads",),
     "n_ff": ("intermediate_size", "n_inner"),
@@ -72,7 +73,21 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "n_expert_used": ("num_experts_per_tok", "moe_k", "moe_topk"),
     "n_expert_shared": ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts"),
     "n_ff_expert": ("moe_intermediate_size",),
+    "rope_theta": ("rope_theta", "rotary_emb_base"),
+    "rope_part": ("partial_rotary_factor", "rotary_pct"),
+    "rope": ("rope_parameters", "rope_scaling"),
 }
+READ = frozenset(
+    {key for keys in SYNONYMS.values() for key in keys}
+    | REFUSED.keys()
+    | {"head_dim", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "q_lora_rank", "kv_lora_rank", "new_decoder_architecture"}
+    | {"num_kv_heads", "multi_query", "tie_word_embeddings", "attention_bias", "mlp_bias", "sliding_window", "use_sliding_window"}
+    | {"residual_multiplier", "scale_depth", "attention_multiplier", "query_pre_attn_scalar", "logit_scale", "logits_scaling"}
+    | {"dim_model_base", "final_logit_softcapping", "attn_logit_softcapping", "clip_qkv", "use_parallel_residual", "scoring_func"}
+    | {"norm_topk_prob", "routed_scaling_factor", "n_group", "topk_group", "topk_method", "shared_expert_intermediate_size"}
+    | {"first_k_dense_replace", "moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval", "alibi", "no_rope_layer_interval"}
+    | {"rope_local_base_freq", "original_max_position_embeddings"}
+) - {key for what in ("n_layer", "n_embd", "n_ff") for key in SYNONYMS[what]}  # whose absence is a damaged file
 DEFAULT_EPS = 1e-6  # of a config.json that does not say it
 
 
@@ -145,8 +160,7 @@ class Json:
 def config_from_hf(source: Source) -> ModelConfig:
     model_type = source.metadata.get("model_type")
     names = names_of(model_type)
-    inside = {key: value for name in names.inside for key, value in (source.metadata.get(name) or {}).items()}
-    c = Json(source, {**names.given, **inside, **source.metadata})
+    c = Json(source, _with_defaults(source.metadata, names))
     spec = arch_of_hf_type(model_type, where=show(source.path))
     c.refuse(REFUSED)
     embedding = to_hf("token_embd.weight", names)
@@ -197,6 +211,15 @@ def config_from_hf(source: Source) -> ModelConfig:
         experts=_experts(c, n_layer, n_ff),
         latent=latent,
     )
+
+
+def _with_defaults(metadata: Mapping[str, Any], names: HfNames) -> dict[str, Any]:
+    """What config.json says, and what it means where it says nothing: a key under another name is no key that is missing."""
+    inside = {key: value for name in names.inside for key, value in (metadata.get(name) or {}).items()}
+    said = {**inside, **metadata}
+    other_names = {key: keys for keys in SYNONYMS.values() for key in keys}
+    assumed = {**hf_defaults(metadata.get("model_type")), **names.given}
+    return {key: value for key, value in assumed.items() if not said.keys() & set(other_names.get(key, (key,)))} | said
 
 
 def _n_head_kv(c: Json, names: HfNames, n_head: int) -> int:
@@ -258,8 +281,8 @@ def _windows(c: Json, spec: ArchSpec, n_layer: int, n_ctx: int) -> tuple[bool, .
     window = c.values.get("sliding_window") or 0
     if not window or not c.values.get("use_sliding_window", True) or (window >= n_ctx and "layer_types" not in c.values):
         return (False,) * n_layer
-    kinds = c.values.get("layer_types") or ["sliding_attention"] * n_layer
-    windows = tuple(kind == "sliding_attention" for kind in kinds)
+    kinds = c.values.get("layer_types")
+    windows = tuple(kind == "sliding_attention" for kind in kinds) if kinds else _by_pattern(c, n_layer)
     if any(windows) and "attention.sliding_window" not in spec.reads:
         if window >= n_ctx:
             return (False,) * n_layer
@@ -267,8 +290,21 @@ def _windows(c: Json, spec: ArchSpec, n_layer: int, n_ctx: int) -> tuple[bool, .
     return windows
 
 
+def _by_pattern(c: Json, n_layer: int) -> tuple[bool, ...]:
+    """Which layers see a window where there is no list of them: all but every n-th, or those with an L in a word that repeats, such as
+    "LLLG", the last layer never; all where there is no pattern.
+    """
+    pattern = c.values.get("sliding_window_pattern")
+    if isinstance(pattern, str) and pattern:
+        return tuple(pattern[i % len(pattern)] == "L" and i < n_layer - 1 for i in range(n_layer))
+    n = c.count("sliding_window_pattern") if pattern else n_layer + 1
+    return tuple((i + 1) % n != 0 for i in range(n_layer))
+
+
 def _turning(c: Json, spec: ArchSpec, windows: tuple[bool, ...]) -> tuple[bool, ...]:
     given = c.values.get("no_rope_layers")
+    if not given and c.values.get("no_rope_layer_interval"):
+        given = [(i + 1) % c.count("no_rope_layer_interval") for i in range(len(windows))]
     turning = tuple(bool(x) for x in given) if given else tuple(spec.turns(i, windowed, any(windows)) for i, windowed in enumerate(windows))
     return () if all(turning) else turning
 
@@ -324,12 +360,13 @@ def _ropes(source: Source, c: Json, spec: ArchSpec, head_dim: int, n_ctx: int) -
         full, windowed = (_rope(source, c, spec, head_dim, n_ctx, given[kind]) for kind in ("full_attention", "sliding_attention"))
         return full, None if windowed == full else windowed
     if c.values.get("rope_local_base_freq") is not None:  # of Transformers before 5
-        return _rope(source, c, spec, head_dim, n_ctx, given), RopeConfig(c.float32("rope_local_base_freq"), head_dim, spec.rope)
+        full, windowed = _rope(source, c, spec, head_dim, n_ctx, given), RopeConfig(c.float32("rope_local_base_freq"), head_dim, spec.rope)
+        return full, None if windowed == full else windowed
     return _rope(source, c, spec, head_dim, n_ctx, given), None
 
 
 def _rope(source: Source, c: Json, spec: ArchSpec, head_dim: int, n_ctx: int, given: Mapping[str, Any]) -> RopeConfig:
-    given = {"rope_type": given.get("type") or "default", "rope_theta": c.values.get("rope_theta"), **given}
+    given = {"rope_type": given.get("type") or "default", "rope_theta": c.values.get(c.name("rope_theta")), **given}
     if given["rope_type"] == "dynamic" and given.get("alpha"):  # of Hunyuan: another base, the same at every length
         stretched = Json(source, given, "rope_parameters.")
         given |= {
@@ -343,7 +380,7 @@ def _rope(source: Source, c: Json, spec: ArchSpec, head_dim: int, n_ctx: int, gi
     kind, layout = given["rope_type"], spec.rope or "half"
     if c.values.get("qk_rope_head_dim") is not None:
         head_dim = c.count("qk_rope_head_dim")
-    part = r.number("partial_rotary_factor", c.number("partial_rotary_factor", c.number("rotary_pct", 1.0)))
+    part = r.number("partial_rotary_factor", c.number(c.name("rope_part"), 1.0))
     if part != 1 and "halves" in names_of(c.values.get("model_type")).changes.values():
         raise (r if "partial_rotary_factor" in given else c).unsupported("partial_rotary_factor", "1")
     head_dim = int(head_dim * part)

@@ -74,9 +74,8 @@ SANDWICH = POST_NORMS | {"ffn_norm": "pre_feedforward_layernorm"}
 FULLY = {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
 FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 HALVES: Mapping[str, Change] = {"attn_q": "halves", "attn_k": "halves"}
-TIED: dict[str, Any] = {"tie_word_embeddings": True}
 SIGMOID = {"scoring_func": "sigmoid"}
-SCALED = TIED | {"scales_embeddings": True}  # by the root of their width
+SCALED = {"scales_embeddings": True}  # by the root of their width
 GEMMA_NORMS = ("output_norm", "attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm")
 
 
@@ -84,7 +83,7 @@ GEMMA_NORMS = ("output_norm", "attn_norm", "ffn_norm", "post_attention_norm", "p
 class HfNames:
     """The names of one ``model_type``.  {e} in a stem is the number of an expert.
 
-    changes: GGUF stem → how its tensor differs.  given: what a config.json of this type means where it does not say it.
+    changes: GGUF stem → how its tensor differs.  given: what a config.json of this type means beside ``hf_defaults``.
     inside: the objects of a config.json whose keys count as its own.
     """
 
@@ -95,6 +94,11 @@ class HfNames:
     changes: Mapping[str, Change] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
     inside: tuple[str, ...] = ()
+
+
+def pattern(n: int) -> dict[str, Any]:
+    """Every n-th layer sees everything where the file has no list of the layers."""
+    return {"sliding_window_pattern": n}
 
 
 def _without(names: Mapping[str, str], *stems: str) -> dict[str, str]:
@@ -112,7 +116,7 @@ HF_TYPES: Mapping[str, HfNames] = {
     "qwen3_moe": HfNames("qwen3moe", LAYER | EXPERTS),
     "olmo": HfNames("olmo", changes=HALVES, given={"rms_norm_eps": 1e-5}),
     "olmo2": HfNames("olmo2", _without(LAYER, "attn_norm", "ffn_norm") | POST_NORMS),
-    "olmo3": HfNames("olmo2", _without(LAYER, "attn_norm", "ffn_norm") | POST_NORMS),
+    "olmo3": HfNames("olmo2", _without(LAYER, "attn_norm", "ffn_norm") | POST_NORMS, given=pattern(4)),
     "olmoe": HfNames("olmoe", LAYER | EXPERTS),
     "granite": HfNames("granite", changes=HALVES),
     "granitemoe": HfNames(
@@ -122,10 +126,10 @@ HF_TYPES: Mapping[str, HfNames] = {
         | {"ffn_down_exps": "block_sparse_moe.output_linear"},
         changes=HALVES,
     ),
-    "smollm3": HfNames("smollm3", changes=HALVES, given=TIED),
+    "smollm3": HfNames("smollm3", changes=HALVES),
     "arcee": HfNames("arcee", changes=HALVES),
-    "ernie4_5": HfNames("ernie4_5", given=TIED),
-    "ernie4_5_moe": HfNames("ernie4_5-moe", LAYER | ROUTED | {"exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias"}, given=TIED),
+    "ernie4_5": HfNames("ernie4_5"),
+    "ernie4_5_moe": HfNames("ernie4_5-moe", LAYER | ROUTED | {"exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias"}),
     "seed_oss": HfNames("seed_oss", _without(LAYER, "ffn_norm") | {"post_attention_norm": "post_attention_layernorm"}),
     "hunyuan_v1_dense": HfNames(
         "hunyuan-dense", LAYER | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
@@ -137,11 +141,11 @@ HF_TYPES: Mapping[str, HfNames] = {
         | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm", "ffn_gate_inp": "mlp.gate.wg"}
         | {f"ffn_{part}_shexp": f"mlp.shared_mlp.{part}_proj" for part in ("gate", "up", "down")},
     ),
-    "exaone_moe": HfNames("exaone-moe", LAYER | ROUTED | {"exp_probs_b.bias": "mlp.e_score_correction_bias"}, given=SIGMOID),
-    "exaone4": HfNames("exaone4", _without(LAYER, "attn_norm", "ffn_norm") | POST_NORMS),
+    "exaone_moe": HfNames("exaone-moe", LAYER | ROUTED | {"exp_probs_b.bias": "mlp.e_score_correction_bias"}, given=SIGMOID | pattern(4)),
+    "exaone4": HfNames("exaone4", _without(LAYER, "attn_norm", "ffn_norm") | POST_NORMS, given=pattern(4)),
     "gemma": HfNames("gemma", changes=dict.fromkeys(GEMMA_NORMS, "less one"), given=SCALED),
-    "gemma2": HfNames("gemma2", LAYER | SANDWICH, changes=dict.fromkeys(GEMMA_NORMS, "less one"), given=SCALED),
-    "gemma3_text": HfNames("gemma3", LAYER | SANDWICH, changes=dict.fromkeys(GEMMA_NORMS, "less one"), given=SCALED),
+    "gemma2": HfNames("gemma2", LAYER | SANDWICH, changes=dict.fromkeys(GEMMA_NORMS, "less one"), given=SCALED | pattern(2)),
+    "gemma3_text": HfNames("gemma3", LAYER | SANDWICH, changes=dict.fromkeys(GEMMA_NORMS, "less one"), given=SCALED | pattern(6)),
     "glm4": HfNames(
         "glm4",
         _without(LAYER, "ffn_gate")
@@ -154,7 +158,7 @@ HF_TYPES: Mapping[str, HfNames] = {
         "gpt-oss",
         _without(LAYER, "ffn_norm", "ffn_gate", "ffn_up", "ffn_down") | GPT_OSS,
         changes={"ffn_gate_up_exps": "alternating", "ffn_down_exps": "transposed"},
-        given={"scoring_func": "softmax of the chosen", "norm_topk_prob": False},
+        given={"scoring_func": "softmax of the chosen", "norm_topk_prob": False} | pattern(2),
     ),
     "dots1": HfNames("dots1", LAYER | ROUTED, given=SIGMOID),
     "deepseek_v2": HfNames("deepseek2", _without(LAYER, "attn_k", "attn_v") | LATENT | ROUTED),
@@ -166,18 +170,18 @@ HF_TYPES: Mapping[str, HfNames] = {
         TOP | {"output_norm": "model.final_layernorm"},
     ),
     "phi3": HfNames("phi3", _without(LAYER, "ffn_gate", "attn_q", "attn_k", "attn_v") | FUSED),
-    "starcoder2": HfNames("starcoder2", LAYER | FULLY, given=TIED),
+    "starcoder2": HfNames("starcoder2", LAYER | FULLY),
     "stablelm": HfNames("stablelm"),
     "nemotron": HfNames("nemotron", changes=dict.fromkeys(("output_norm", "attn_norm", "ffn_norm"), "less one")),
-    "cohere": HfNames("command-r", given=TIED),
-    "cohere2": HfNames("cohere2", given=TIED),
+    "cohere": HfNames("command-r"),
+    "cohere2": HfNames("cohere2", given=pattern(4)),
     "gpt2": HfNames(
         "gpt2",
         FULLY | {"attn_norm": "ln_1", "ffn_norm": "ln_2", "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj"},
         {"token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f", "output": "lm_head"},
         "transformer.h.",
         dict.fromkeys(("attn_qkv", "attn_output", "ffn_up", "ffn_down"), "transposed"),
-        TIED | {"n_ff_by_n_embd": 4},
+        {"n_ff_by_n_embd": 4},
     ),
     "gpt_bigcode": HfNames(
         "starcoder",
@@ -185,7 +189,7 @@ HF_TYPES: Mapping[str, HfNames] = {
         {"token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f", "output": "lm_head"},
         "transformer.h.",
         {"attn_qkv": "by head"},
-        TIED | {"n_ff_by_n_embd": 4, "multi_query": True},
+        {"n_ff_by_n_embd": 4},
     ),
     "mpt": HfNames(
         "mpt",
@@ -199,7 +203,7 @@ HF_TYPES: Mapping[str, HfNames] = {
         },
         {"token_embd": "transformer.wte", "output_norm": "transformer.norm_f", "output": "lm_head"},
         "transformer.blocks.",
-        given=TIED | {"n_ff_by_n_embd": 4, "hidden_act": "gelu", "alibi_bias_max": 8},
+        given={"n_ff_by_n_embd": 4, "hidden_act": "gelu", "alibi_bias_max": 8},
         inside=("attn_config",),
     ),
     "falcon": HfNames(
@@ -217,7 +221,7 @@ HF_TYPES: Mapping[str, HfNames] = {
         {"token_embd": "transformer.word_embeddings", "output_norm": "transformer.ln_f", "output": "lm_head"},
         "transformer.h.",
         {"attn_qkv": "by head"},
-        TIED | {"n_ff_by_n_embd": 4, "activation": "gelu", "multi_query": True, "max_position_embeddings": 2048},
+        {"n_ff_by_n_embd": 4},
     ),
     "gpt_neox": HfNames(
         "gptneox",
@@ -232,7 +236,6 @@ HF_TYPES: Mapping[str, HfNames] = {
         {"token_embd": "gpt_neox.embed_in", "output_norm": "gpt_neox.final_layer_norm", "output": "embed_out"},
         "gpt_neox.layers.",
         {"attn_qkv": "by head"},
-        {"use_parallel_residual": True},
     ),
     "bloom": HfNames(
         "bloom",
@@ -252,7 +255,7 @@ HF_TYPES: Mapping[str, HfNames] = {
         },
         "transformer.h.",
         {"attn_qkv": "by head"},
-        TIED | {"alibi_bias": 8.0, "seq_length": 2048, "n_ff_by_n_embd": 4},
+        {"alibi_bias": 8.0, "seq_length": 2048, "n_ff_by_n_embd": 4},
     ),
 }
 LLAMA = HF_TYPES["llama"]

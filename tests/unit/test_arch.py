@@ -291,10 +291,14 @@ def test_hf_unsupported_or_missing_type(tmp_path: Path) -> None:
         hf_config(tmp_path, remove=("model_type",))
 
 
-@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "max_position_embeddings", "intermediate_size"])
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "intermediate_size"])
 def test_hf_missing_key_is_named(key: str, tmp_path: Path) -> None:
     with pytest.raises(CorruptFileError, match=f"'{key}' is missing, expected a number"):
         hf_config(tmp_path, remove=(key,))
+
+
+def test_hf_missing_key_means_what_transformers_takes(tmp_path: Path) -> None:
+    assert hf_config(tmp_path, remove=("max_position_embeddings",)).n_ctx == 2048
 
 
 def test_hf_contradictions(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from tools import api_reference, architecture, cli_reference, document_schemas
+from tools import api_reference, architecture, cli_reference, document_schemas, hf_defaults
 from tools.check_imports import LAYERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +41,10 @@ def test_schemas_are_schemas_and_fresh(name: str) -> None:
     Draft202012Validator.check_schema(made)
     kept = document_schemas.PATH.with_name(f"{name}.schema.json").read_text("utf-8")
     assert json.loads(kept) == made, "run `python -m tools.document_schemas`"
+
+
+def test_the_defaults_of_configs_are_those_of_transformers() -> None:
+    assert hf_defaults.PATH.read_text("utf-8") == hf_defaults.text(), "run `python -m tools.hf_defaults`"
 
 
 def test_the_site_names_every_page() -> None:

@@ -31,7 +31,7 @@ def hf_folder(folder: Path, source: Weights, **config: Any) -> Path:
     folder.mkdir()
     flags = {"tie_word_embeddings": c.tied, "max_position_embeddings": c.n_ctx, "rms_norm_eps": c.norm_eps}
     sizes = {"hidden_size": c.n_embd, "intermediate_size": c.n_ff, "num_hidden_layers": c.n_layer, "num_attention_heads": c.n_head}
-    text = json.dumps({"model_type": c.arch, "num_key_value_heads": c.n_head_kv} | flags | sizes | config)
+    text = json.dumps({"model_type": c.arch, "num_key_value_heads": c.n_head_kv, "head_dim": c.head_dim} | flags | sizes | config)
     (folder / "config.json").write_text(text, "utf-8")
     save_file({str(names.to_hf(n)): source.get(n).numpy() for n in source.names()}, folder / "model.safetensors")
     return folder
