@@ -11,6 +11,7 @@ from quantscope.errors import MissingFileError
 from quantscope.sources.base import Source, printable, show
 from quantscope.sources.files import raise_os_error
 from quantscope.sources.gguf import open_gguf
+from quantscope.sources.multimodal import language_model
 from quantscope.sources.packed import decoded
 from quantscope.sources.safetensors import open_folder
 from quantscope.sources.split import n_parts, open_parts
@@ -39,7 +40,7 @@ def open_source(path: str | Path, *, allow_truncated: bool = False, as_stored: b
     if "config.json" not in names:
         raise _no_config(where, names)
     folder = open_folder(where, allow_truncated=allow_truncated)
-    return folder if as_stored else decoded(folder)
+    return folder if as_stored else language_model(decoded(folder))
 
 
 def is_name(path: str) -> bool:
