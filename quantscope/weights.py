@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quantscope.arch.config import Llama3Scaling, ModelConfig
-from quantscope.arch.names import Change, HfNames, expert_of, names_of, to_hf
+from quantscope.arch.names import Change, HfNames, expert_of, names_in, to_hf
 from quantscope.arch.read import read_config
 from quantscope.arch.table import ARCHS, TensorRow
 from quantscope.errors import MissingTensorError, NonFiniteError, ShapeError, UnsupportedTypeError
@@ -148,7 +148,7 @@ class Weights:
         self._spec = ARCHS[self.config.arch]
         self._kept: dict[str, Tensor] | None = {} if keep else None
         self._finite: set[tuple[str, int | None, int | None]] = set()
-        self._names = names_of(source.metadata.get("model_type") if source.format == "safetensors" else None)
+        self._names = names_in(source)
         self._stored, self._stacks = _by_canonical_name(source, self._names)
         self._rows = self._find_rows()
         self._check_stored()

@@ -17,7 +17,7 @@ import numpy as np
 from quantscope.arch.config import Activation, Block, Experts, Gating, Latent, Llama3Scaling, LongFactors, ModelConfig, RopeConfig
 from quantscope.arch.gguf_keys import yarn_magnitude
 from quantscope.arch.hf_defaults import hf_defaults
-from quantscope.arch.names import HfNames, names_of, to_hf
+from quantscope.arch.names import HfNames, names_in, names_of, to_hf
 from quantscope.arch.table import ArchSpec, arch_of_hf_type
 from quantscope.errors import CorruptFileError, UnsupportedFeatureError
 from quantscope.sources.base import Source, missing_tensor, show
@@ -159,7 +159,7 @@ class Json:
 
 def config_from_hf(source: Source) -> ModelConfig:
     model_type = source.metadata.get("model_type")
-    names = names_of(model_type)
+    names = names_in(source)
     c = Json(source, _with_defaults(source.metadata, names))
     spec = arch_of_hf_type(model_type, where=show(source.path))
     c.refuse(REFUSED)
@@ -175,7 +175,7 @@ def config_from_hf(source: Source) -> ModelConfig:
     )
     if n_head % n_head_kv:
         raise c.contradiction(f"{n_head} attention heads do not divide among {n_head_kv} key/value heads, expected a multiple")
-    windows = _windows(c, spec, n_layer, n_ctx)
+    windows, longest = _windows(c, spec, n_layer, n_ctx)
     rope, window_rope = _ropes(source, c, spec, head_dim, n_ctx)
     numbers = c.values
     return ModelConfig(
@@ -187,7 +187,7 @@ def config_from_hf(source: Source) -> ModelConfig:
         head_dim=head_dim,
         n_ff=n_ff,
         n_vocab=source.tensors[str(embedding)].shape[0],
-        n_ctx=n_ctx,
+        n_ctx=longest,
         norm_eps=c.float32(c.name("norm_eps"), DEFAULT_EPS),
         kq_scale=_kq_scale(c, head_dim) * (_yarn_scale(c, rope) ** 2 if latent else 1.0),
         tied=bool(numbers.get("tie_word_embeddings", False)),
@@ -276,18 +276,18 @@ def _block(c: Json, spec: ArchSpec) -> Block:
     return replace(spec.block, activation=kind)
 
 
-def _windows(c: Json, spec: ArchSpec, n_layer: int, n_ctx: int) -> tuple[bool, ...]:
-    """Which layers see a window; UnsupportedFeatureError for one that the architecture's GGUF files do not have."""
-    window = c.values.get("sliding_window") or 0
+def _windows(c: Json, spec: ArchSpec, n_layer: int, n_ctx: int) -> tuple[tuple[bool, ...], int]:
+    """Which layers see a window, and the longest context: where GGUF files of the architecture have no window, that within which it hides
+    nothing (Mistral 7B v0.1).
+    """
+    window, none = c.values.get("sliding_window") or 0, (False,) * n_layer
     if not window or not c.values.get("use_sliding_window", True) or (window >= n_ctx and "layer_types" not in c.values):
-        return (False,) * n_layer
+        return none, n_ctx
     kinds = c.values.get("layer_types")
     windows = tuple(kind == "sliding_attention" for kind in kinds) if kinds else _by_pattern(c, n_layer)
     if any(windows) and "attention.sliding_window" not in spec.reads:
-        if window >= n_ctx:
-            return (False,) * n_layer
-        raise c.unsupported("sliding_window", f"null or at least {n_ctx} (the longest context)")
-    return windows
+        return none, min(window, n_ctx)
+    return windows, n_ctx
 
 
 def _by_pattern(c: Json, n_layer: int) -> tuple[bool, ...]:

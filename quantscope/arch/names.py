@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
+
+from quantscope.sources.base import Source
 
 # How a tensor of the folder differs from the canonical one: a norm's weight is stored less 1; a matrix is [in,out]; q, k and v of a
 # key/value head follow one another; rows of q or k are in half-split order; a matrix is [in,out] and gate and up take turns in it.
@@ -264,6 +266,19 @@ LLAMA = HF_TYPES["llama"]
 def names_of(model_type: object) -> HfNames:
     """The names of a config.json's ``model_type``; Llama's where it is unknown."""
     return HF_TYPES.get(model_type, LLAMA) if isinstance(model_type, str) else LLAMA
+
+
+def names_in(source: Source) -> HfNames:
+    """The names of a source: those of its ``model_type``, without what comes before the layers where a model without its head was saved,
+    as the published GPT-2, BLOOM and embedding models are.
+    """
+    names = names_of(source.metadata.get("model_type") if source.format == "safetensors" else None)
+    embedding = f"{names.top['token_embd']}.weight"
+    base = embedding.partition(".")[0] + "."
+    if source.format == "gguf" or embedding in source.tensors or embedding.removeprefix(base) not in source.tensors:
+        return names
+    top = {gguf: hf.removeprefix(base) for gguf, hf in names.top.items()}
+    return replace(names, top=top, prefix=names.prefix.removeprefix(base))
 
 
 def to_gguf(hf_name: str, names: HfNames = LLAMA) -> str | None:

@@ -118,7 +118,7 @@ def _add_names(writer: Any, folder: Path, n_weights: int) -> None:
 
 def _add_sizes(writer: Any, c: ModelConfig, given: Mapping[str, Any]) -> None:
     writer.add_block_count(c.n_layer)
-    writer.add_context_length(c.n_ctx)
+    writer.add_context_length(int(given.get("max_position_embeddings") or c.n_ctx))  # a window that the file cannot say bounds the latter
     writer.add_embedding_length(c.n_embd)
     writer.add_feed_forward_length(c.n_ff)
     writer.add_head_count(c.n_head)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from quantscope.arch.names import HF_TYPES
 from quantscope.engines import Request, run
-from quantscope.errors import CorruptFileError, EngineError, MissingTensorError, ShapeError, UnsupportedFeatureError
+from quantscope.errors import CorruptFileError, EngineError, MissingTensorError, PromptError, ShapeError, UnsupportedFeatureError
 from quantscope.metrics import nmse
 from quantscope.model.forward import forward
 from quantscope.sources.resolve import open_source
@@ -77,3 +77,32 @@ def test_transformers_says_what_it_observes(tmp_path: Path) -> None:
     make_hf_arch(tmp_path, "gemma")
     with pytest.raises(EngineError, match="observes llama, qwen2, qwen3, found gemma"):
         run(Request("transformers", str(tmp_path), (1, 2, 3)))
+
+
+@pytest.mark.parametrize("case", ["gpt2", "bloom", "qwen3", "gpt_neox"])
+def test_a_model_saved_without_its_head(case: str, tmp_path: Path) -> None:
+    """The published GPT-2, BLOOM and Qwen3-Embedding: no ``transformer.`` or ``model.`` before the names."""
+    model = make_hf_arch(tmp_path, case)
+    if case in ("gpt2", "bloom"):
+        model.base_model.save_pretrained(tmp_path)
+    else:
+        stored = load_file(tmp_path / "model.safetensors")
+        save_file({name.removeprefix(f"{model.base_model_prefix}."): x for name, x in stored.items()}, tmp_path / "model.safetensors")
+    assert not any(name.startswith(f"{model.base_model_prefix}.") for name in load_file(tmp_path / "model.safetensors"))
+    ids, weights = torch.arange(3, 40)[None], Weights(open_source(tmp_path))
+    with torch.no_grad():
+        theirs = model(ids).logits
+    assert float(nmse(theirs.flatten(), forward(ids, weights).flatten())) <= MAX_NMSE
+
+
+def test_a_window_that_gguf_files_lack_bounds_the_context(tmp_path: Path) -> None:
+    """Mistral 7B v0.1: what Transformers computes, as far as its window reaches."""
+    model = make_hf_arch(tmp_path, "mistral")
+    weights = edited(tmp_path, sliding_window=8)
+    model = type(model).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    ids = torch.arange(3, 13)[None]
+    with torch.no_grad():
+        seen = model(ids[:, :8]).logits
+    assert float(nmse(seen.flatten(), forward(ids[:, :8], weights).flatten())) <= MAX_NMSE
+    with pytest.raises(PromptError, match="has 10 tokens, expected at most 8"):
+        forward(ids, weights)

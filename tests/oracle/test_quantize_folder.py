@@ -19,6 +19,7 @@ from quantscope.remedy.types import choose_types
 from quantscope.sources.gguf import open_gguf
 from quantscope.sources.resolve import open_source
 from quantscope.tokenizers import from_source
+from quantscope.weights import Weights
 from tests.hf_models import make_hf
 from tests.oracle.llama_quant import quantized_types
 from tests.oracle.llama_vocab import LlamaVocab
@@ -78,6 +79,23 @@ def test_the_same_file_as_converter_and_quantizer(case: str, vocabulary: bytes, 
     assert list(ours.tensors) == list(theirs.tensors)
     assert [n for n in theirs.tensors if theirs.raw(n).tobytes() != ours.raw(n).tobytes()] == []
     assert contents(tmp_path / "ours.gguf") == contents(tmp_path / "theirs.gguf")
+
+
+def test_a_window_that_a_gguf_file_lacks(vocabulary: bytes, tmp_path: Path) -> None:
+    """Mistral 7B v0.1: it bounds what is computed here, not the context that the converter writes."""
+    folder = tmp_path / "Some-Model-1B"
+    make_hf(folder, "llama", vocab_size=N_VOCAB)
+    config = json.loads((folder / "config.json").read_text())
+    changed = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 16}
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    (folder / "tokenizer.model").write_bytes(vocabulary)
+    (folder / "tokenizer_config.json").write_text(json.dumps(SETTINGS))
+    convert(folder, tmp_path / "f32.gguf")
+    quantized(folder, tmp_path / "ours.gguf", "F32")
+    theirs, ours = contents(tmp_path / "f32.gguf"), contents(tmp_path / "ours.gguf")
+    assert theirs["llama.context_length"] == ours["llama.context_length"]
+    assert ours["llama.context_length"][1] > Weights(open_source(folder)).config.n_ctx == 16
+    assert theirs.keys() - ours.keys() == set()
 
 
 def byte_level(folder: Path, pattern: str, ignore_merges: bool = False, vocab_size: int = 400) -> tokenizers.Tokenizer:

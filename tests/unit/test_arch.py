@@ -259,7 +259,6 @@ def test_hf_yarn_magnitude(more: dict[str, float], magnitude: float, tmp_path: P
     ("config", "match"),
     [
         ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu', expected 'silu'"),
-        ({"sliding_window": 128}, "sliding_window"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_parameters.rope_type"),
         ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 8}}, "rope_parameters.rope_type"),
@@ -282,6 +281,11 @@ def test_hf_ends_of_yarns_ramp(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", [{"sliding_window": None}, {"sliding_window": 512}, {"sliding_window": 8, "use_sliding_window": False}])
 def test_hf_window_that_hides_nothing(config: dict[str, Any], tmp_path: Path) -> None:
     assert hf_config(tmp_path, **config).n_ctx == 512
+
+
+def test_hf_window_that_a_gguf_file_lacks_bounds_the_context(tmp_path: Path) -> None:
+    found = hf_config(tmp_path, sliding_window=128)
+    assert (found.n_ctx, found.window, found.window_layers) == (128, 0, ())
 
 
 def test_hf_unsupported_or_missing_type(tmp_path: Path) -> None:
