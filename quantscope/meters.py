@@ -29,7 +29,7 @@ from torch import Tensor
 
 from quantscope.logit_sums import LogitSums
 from quantscope.model.taps import CHOSEN, EMBD, HEAD_TAPS, graph_order, stem_of, tap_names
-from quantscope.model.wiring import model_taps
+from quantscope.model.wiring import OF_CHOSEN, model_taps
 from quantscope.routing import RoutingMeter
 from quantscope.tap_stats import empty, fold, measure, merge
 from quantscope.top_tokens import TopTokens
@@ -98,6 +98,8 @@ class BatchMeter:
         if name in self.routing.index:
             self.routing.add(self.lead + member, name, ref, x)
             return
+        if stem_of(name) in OF_CHOSEN:
+            ref = self.routing.beside(ref, x)
         position0 = 0
         if self.positions == "last":
             position0 = x.shape[1] - 1

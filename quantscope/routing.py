@@ -35,18 +35,37 @@ class RoutingMeter:
         n_expert = weights.config.experts.n_expert if weights.config.experts else 0
         self.reached = np.zeros((n_rows, len(self.index), n_expert), np.int64)
         self.rerouted = np.zeros((n_rows, len(self.index)), np.int64)
+        self.last: tuple[Tensor | None, Tensor] | None = None  # the original's choice and the member's, in the layer at hand
 
     def add(self, row: int, name: str, ref: Tensor | None, chosen: Tensor) -> None:
         """chosen: [b,T,n_used] of a member, beside the original's."""
-        at = row, self.index[name]
+        at, self.last = (row, self.index[name]), (ref, chosen)
         self.reached[at] += torch.bincount(chosen.flatten(), minlength=self.reached.shape[-1]).cpu().numpy()
         if ref is not None:
             same = chosen.sort(-1).values == ref.to(chosen.device).sort(-1).values
             self.rerouted[at] += int((~same.all(-1)).sum())
 
+    def beside(self, ref: Tensor | None, x: Tensor) -> Tensor | None:
+        """The original's values at a tap of the chosen experts in the order of the member's; see ``same_experts``."""
+        if ref is None or self.last is None or self.last[0] is None:
+            return ref
+        return same_experts(ref, self.last[0], x, self.last[1])
+
     def record(self) -> dict[str, NDArray[Any]]:
         """Nothing for a model without experts."""
         return {"reached": self.reached, "rerouted": self.rerouted} if self.index else {}
+
+
+def same_experts(ref: Tensor, ref_chosen: Tensor, x: Tensor, chosen: Tensor) -> Tensor:
+    """What each expert gave in the original, where the member chose it, too; x itself elsewhere, so that it counts as no error.
+
+    ref, x: [b,T,n_used·n] of the chosen experts one after the other; ref_chosen, chosen: [b,T,n_used] their numbers → [b,T,n_used·n].
+    """
+    same = chosen[..., :, None] == ref_chosen.to(chosen.device)[..., None, :]  # [b,T,n_used,n_used]
+    slots = (*chosen.shape, -1)
+    by_expert = ref.to(x.device).reshape(slots)  # [b,T,n_used,n]
+    slot = same.to(torch.uint8).argmax(-1)[..., None].expand_as(by_expert)
+    return torch.where(same.any(-1)[..., None], by_expert.gather(-2, slot), x.reshape(slots)).flatten(-2)
 
 
 def routing_rows(

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 
 from quantscope import metrics
-from quantscope.findings import cache, engines, layers, logits, ops, tokens
+from quantscope.findings import cache, engines, layers, logits, ops, routing, tokens
 from quantscope.language import ENGLISH, current
 from quantscope.results import Finding, Flag, LayerRow, Study, Variant
 from quantscope.wording import printable
@@ -40,6 +40,7 @@ RULES: tuple[Rule, ...] = (
     layers.drift_of_mean,
     layers.standing_out,
     ops.weakest,
+    routing.elsewhere,
     ops.massive,
     tokens.agreement,
     tokens.same_weights,

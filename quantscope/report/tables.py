@@ -286,7 +286,8 @@ def routing(study: Study) -> Section:
         say("Routing"),
         say(
             "Share of the tokens that go through other experts than in the original; which of the chosen comes first does not count. "
-            "llama-quantize leaves the router as it is: it chooses otherwise where its input has changed."
+            "llama-quantize leaves the router as it is: it chooses otherwise where its input has changed. The errors of the single "
+            "experts' operations are over the experts that both chose."
         ),
         _tables(
             _by_routing(study, having, lambda r: percent(r.rerouted, 3), say("Tokens that go through other experts")),

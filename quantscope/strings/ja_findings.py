@@ -216,6 +216,10 @@ STRINGS: Mapping[str, str] = {
     "Against the original the last mean is off by at most {moved} of its RMS ({name}).": (
         "最後の平均の元モデルからのずれは、最大でもそのRMSの{moved}（{name}）である。"
     ),
+    "{name} {mean}, most in layer {layer} ({most})": "{name}は{mean}、最大は層{layer}（{most}）",
+    "Share of the tokens that go through other experts than in the original, mean of the layers: {shares}.": (
+        "元のモデルと異なるエキスパートを通るトークンの割合（層の平均）：{shares}。"
+    ),
     "No {activation} mean stands out: none has a |mean|/RMS over {rule} times the median of the other variants.": (
         "{activation}平均に異常値はない：|平均|/RMSが他のバリアントの中央値の{rule}倍を超えるものはない。"
     ),

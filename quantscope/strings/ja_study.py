@@ -127,9 +127,11 @@ STRINGS: Mapping[str, str] = {
     ),
     "RMS and mean of {formula}, the widest signal of a layer.": "層の中で最も幅の広い信号{formula}のRMSと平均。",
     "Share of the tokens that go through other experts than in the original; which of the chosen comes first does not count. "
-    "llama-quantize leaves the router as it is: it chooses otherwise where its input has changed.": (
+    "llama-quantize leaves the router as it is: it chooses otherwise where its input has changed. The errors of the single "
+    "experts' operations are over the experts that both chose.": (
         "元のモデルと異なるエキスパートを通るトークンの割合。選ばれたエキスパートの順序は問わない。"
         "llama-quantizeはルーターを量子化しない。選択が変わるのは、その入力が変わった所である。"
+        "個々のエキスパートの演算の誤差は、両方が選んだエキスパートについてのものである。"
     ),
     (
         "NMSE = Σ(original − variant)² / Σ original² of the layer output; SQNR = −10·log10(NMSE), higher is better; cosine 1 = the same "
