@@ -155,11 +155,12 @@ class Weights:
 
     def _find_rows(self) -> dict[str, TensorRow]:
         """Canonical name → row of the architecture's table, for the tensors that are there; MissingTensorError for one that must be."""
-        config, found = self.config, {}
-        for name, row in self._table():
+        config, found, rows = self.config, {}, dict(self._table())
+        for name, row in rows.items():
             if row.flag is not None and config.biases is not None and row.flag not in config.biases:
                 continue
-            replaced = bool(row.unless) and f"{name.removesuffix(row.name)}{row.unless}" in self._stored
+            other = f"{name.removesuffix(row.name)}{row.unless}"
+            replaced = bool(row.unless) and other in self._stored and other in rows
             if (name in self._stored or self._from_config(name) is not None) and not replaced:
                 found[name] = row
             elif not replaced and (row.needed or row.flag in (config.biases or ()) or name == "output.weight"):

@@ -151,7 +151,7 @@ def make_arch(
 ) -> Path:
     """Write the model of a case and return its path.
 
-    edit: tensor name → replacement, or None to leave it out.  keys: metadata in place of what goes with the tensors.
+    edit: tensor name → replacement, or None to leave it out.  keys: metadata in place of what goes with the tensors, None to leave it out.
     """
     arch, made = arch_of(case), CASES[case]
     header = _header(arch, made)
@@ -160,8 +160,15 @@ def make_arch(
         tensors.pop(name, None)
         if value is not None:
             tensors[name] = value
-    write_gguf(path, arch, header | {f"{arch}.{key}": value for key, value in (keys or {}).items()}, tensors, dtype, N_VOCAB)
+    changed = header | {f"{arch}.{key}": value for key, value in (keys or {}).items()}
+    write_gguf(path, arch, {key: value for key, value in changed.items() if value is not None}, tensors, dtype, N_VOCAB)
     return path
+
+
+def header_keys(case: str) -> list[str]:
+    """The metadata keys of a case's file, without the architecture's name."""
+    arch = arch_of(case)
+    return [key.removeprefix(f"{arch}.") for key in _header(arch, CASES[case])]
 
 
 def _header(arch: str, case: Case) -> dict[str, Any]:
@@ -226,4 +233,4 @@ def _values(row: TensorRow, config: ModelConfig, rng: np.random.Generator) -> np
     return noise * np.float32(shape[-1] ** -0.5)
 
 
-__all__ = ["CASES", "arch_of", "gguf", "make_arch"]
+__all__ = ["CASES", "arch_of", "gguf", "header_keys", "make_arch"]
