@@ -46,6 +46,8 @@ NORMS = {
     "output_norm": "result_norm",
     "attn_q_norm": "Qcur_normed",
     "attn_k_norm": "Kcur_normed",
+    "attn_q_a_norm": "Qcur_pre",
+    "attn_kv_a_norm": "Kcur_latent",
 }
 STEMS = MATRICES | NORMS
 ALL = "all"

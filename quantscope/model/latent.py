@@ -34,15 +34,15 @@ def latent_heads(
     q = turned_queries(q, config, rope, m)  # [B,T,H,D]
     tap("Qcur", q.flatten(-2))
     latent = latent_keys(x, w, config, rope, m)  # [B,T,C+R]
+    if absorbs(w):
+        attends = absorbed(q, w, config, m), latent[:, :, None], latent_values(latent, config)
+        tap("Qcur_latent", attends[0].flatten(-2))
+        tap("Kcur_latent", latent)
     if not absorbs(w) or wants(tap, "Kcur") or wants(tap, "Vcur"):
         k, v = written_out(latent, w, config, m)
         tap("Kcur", k.flatten(-2))
         tap("Vcur", v.flatten(-2))
-    if absorbs(w):
-        q, k, v = absorbed(q, w, config, m), latent[:, :, None], latent_values(latent, config)
-        tap("Qcur_latent", q.flatten(-2))
-        tap("Kcur_latent", latent)
-    return q, k, v
+    return attends if absorbs(w) else (q, k, v)
 
 
 def absorbs(w: Collection[str]) -> bool:
