@@ -17,6 +17,7 @@ from torch import Tensor
 from quantscope.diagnose.altered import Altered, attending, turning
 from quantscope.diagnose.local import causes
 from quantscope.diagnose.replay import replay
+from quantscope.engines import Request, run
 from quantscope.engines.llama_session import LlamaSession
 from quantscope.model.arithmetic import Arithmetic
 from quantscope.model.forward import KVCache, forward
@@ -114,6 +115,19 @@ def replayed_engine(path: Path, m: Arithmetic) -> Trace:
     return Trace(Origin("engine", "", "ggml, F16 cache", path.name, None, "deepseek2", tuple(ids)), taps)
 
 
+@pytest.mark.parametrize(("case", "preset"), [(BY_HEAD, "Q4_0"), (BY_HEAD, "F16"), (IN_ONE, "Q4_0")])
+def test_every_operation_of_llama_cpp_is_cleared(case: str, preset: str) -> None:
+    """By a floor that is needed: in float32 alone the products with k_b and v_b, which round activations, would be convicted."""
+    path, ids = model(case, preset), tuple(ids_of(24))
+    weights, trace = Weights(open_source(path), keep=True), run(Request("llama.cpp", str(path), ids, kv="F16", threads=1))
+    found = replay(trace, weights)
+    assert found.those("convicted") == ()
+    assert {stem_of(row.tap) for row in found.those("not recorded")} == (set(SHOWN) if case == BY_HEAD else set())
+    convicted = {stem_of(row.tap) for row in replay(trace, weights, predicted=None).those("convicted")}
+    assert ({"Qcur_latent", "kqv_out"} if case == BY_HEAD else {"Kcur", "Vcur", "kqv_out"}) <= convicted
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("case", [BY_HEAD, IN_ONE])
 def test_diagnose_clears_llama_cpp(case: str, capsys: Capture) -> None:
     """The quantization is what changed, the engine rounds as expected, and every operation is right by itself."""
