@@ -27,9 +27,10 @@ from quantscope.model.arithmetic import Arithmetic
 from quantscope.model.latent import absorbs
 from quantscope.qtypes import QTYPES, QuantType
 from quantscope.quants import decode, encode
+from quantscope.quants.iq4_nl import stored_iq4_nl
 from quantscope.weights import WeightProvider
 
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")  # as llama.cpp spells them; it has iq4_nl too
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")  # as llama.cpp spells them
 PLAIN = ("F32", "F16", "BF16")
 ROTATED = 64  # [channels] head_dim must be a multiple of it
 
@@ -133,7 +134,8 @@ def rounded(x: Tensor, qtype: QuantType, rotation: int) -> Tensor:
     turned = rotation > 0 and qtype.name not in PLAIN and D % ROTATED == 0
     values = turn(x, rotation) if turned else x
     flat = values.float().cpu().contiguous().numpy()
-    back = torch.from_numpy(decode(encode(flat, qtype, D), qtype)).reshape(x.shape).to(x)
+    kept = stored_iq4_nl(flat) if qtype.name == "IQ4_NL" else decode(encode(flat, qtype, D), qtype)
+    back = torch.from_numpy(kept).reshape(x.shape).to(x)
     return turn(back, rotation) if turned else back
 
 
