@@ -149,7 +149,7 @@ def rotation(ref: Trace, test: Trace, c: Comparison) -> str | None:
     """
     config = ref.origin.config or test.origin.config
     differing = next((row.tap for row in c.rows if row.verdict == "differs" and re.fullmatch(r"[QK]cur-\d+", row.tap)), None)
-    if config is None or differing is None:
+    if config is None or differing is None or config.get("latent"):  # of latent attention's heads only the last channels turn
         return None
     letter, layer = differing[0], differing.partition("-")[2]
     names = [f"{letter}cur_{part}-{layer}" for part in ("normed", "pre")]

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from quantscope.compare import compare
+from quantscope.engines import Request, run
 from quantscope.metrics import nmse
 from quantscope.model.forward import KVCache, forward
 from quantscope.model.taps import Recorder
@@ -59,6 +61,15 @@ def test_a_cache_of_latent_vectors(pair: tuple[Path, Path]) -> None:
     k, v = cache.layers[1]
     assert (k.shape, v.shape) == ((1, len(IDS), 1, C + R), (1, len(IDS), 1, C))
     assert torch.equal(k[..., :C], v)
+
+
+def test_floors_of_a_comparison(pair: tuple[Path, Path]) -> None:
+    """Every tap of the emulated arithmetic is within what was predicted for it, by a factor that is 1."""
+    exact, emulated = (run(Request("reference", str(pair[1]), IDS, arithmetic=m, predict=m == "exact")) for m in ("exact", "ggml"))
+    found = compare(exact, emulated)
+    assert found.first_divergence is None
+    assert {row.tap for row in found.rows} >= {"Qcur_latent-0", "Kcur_latent-2", "kqv_out-1"}
+    assert all(row.floor > 1e-9 for row in found.rows if row.tap.startswith(("kqv_out", "attn_out")))
 
 
 def test_a_study_of_both_forms(pair: tuple[Path, Path]) -> None:
