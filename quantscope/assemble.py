@@ -15,6 +15,7 @@ from quantscope.language import english
 from quantscope.logit_stats import all_pairs, logit_stats
 from quantscope.meters import Record, join_batches, tap_list
 from quantscope.metrics import first_argmax, rank
+from quantscope.model.cache import held_by
 from quantscope.model.taps import CHOSEN, EMBD
 from quantscope.passage import passage, top_tokens
 from quantscope.results import (
@@ -208,8 +209,8 @@ def _variant(
     routing: tuple[RoutingRow, ...],
 ) -> Variant:
     types = {name: t.name for name, t in c.types.items()}
-    config = c.member.weights.config
-    kv_bytes = c.kv.bytes_per_token(config.n_layer, config.n_head_kv, config.head_dim, config.value_dim) if c.kv else None
+    weights = c.member.weights
+    kv_bytes = c.kv.bytes_per_token(weights.config.n_layer, held_by(weights)) if c.kv else None
     kv = c.kv.name if c.kv else None
     return Variant(c.member.name, types, c.file_bytes, c.bpw, tokens, layers, logits, c.path, ops, kv, kv_bytes, routing)
 

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from quantscope.errors import TraceContentError
 from quantscope.fingerprint import RELATIVE_SD, estimate_nmse, fingerprint
+from quantscope.importers.axes import ORDER_MATTERS
 from quantscope.language import mark, retold, say
 from quantscope.metrics import cos_sim, mean, nmse, rms
-from quantscope.model.taps import graph_order
+from quantscope.model.taps import graph_order, stem_of
 from quantscope.phrases import clauses
 from quantscope.trace import Evidence, Fingerprint, Full, Origin, Positions, Sample, Stats, Trace, check_same_run, covered, rows_of
 from quantscope.weights import interleave_rows
@@ -298,7 +299,7 @@ def _same_rows(ref: Trace, tap: str, wanted: Positions, values: Tensor) -> tuple
 def _channel_order(tap: str, a: Tensor, b: Tensor, test: Origin, ref: Origin) -> tuple[Tensor, str]:
     """q and k of an engine that keeps Hugging Face's half-split channels, reordered where that is what brings them together."""
     config = ref.config or test.config
-    if config is None or not tap.startswith(("Qcur", "Kcur")) or config["rope"]["layout"] != "interleaved":
+    if config is None or stem_of(tap) not in ORDER_MATTERS or config["rope"]["layout"] != "interleaved":
         return b, ""
     in_order = interleave_rows(b.T, b.shape[-1] // config["head_dim"]).T
     if nmse(a.flatten(), in_order.flatten()) < 0.1 * nmse(a.flatten(), b.flatten()):

@@ -25,8 +25,10 @@ MADE_BY: dict[str, tuple[str, tuple[str, ...]]] = {
     "Kcur_normed": (mark("the norm of k with attn_k_norm.weight"), ("Kcur_pre",)),
     "Qcur": (mark("RoPE"), ("Qcur_normed", "Qcur_pre")),
     "Kcur": (mark("RoPE"), ("Kcur_normed", "Kcur_pre")),
-    "kq_soft_max": (mark("the scaled, masked softmax of q·kᵀ"), ("Qcur", "Kcur")),
-    "kqv_out": (mark("the probabilities times v, and how heads of v are shared"), ("kq_soft_max", "Vcur")),
+    "Qcur_latent": (mark("RoPE and the product of q with attn_k_b.weight"), ("Qcur", "Qcur_pre")),
+    "Kcur_latent": (mark("the product with attn_kv_a_mqa.weight, its norm and RoPE"), ("attn_norm",)),
+    "kq_soft_max": (mark("the scaled, masked softmax of q·kᵀ"), ("Qcur_latent", "Kcur_latent", "Qcur", "Kcur")),
+    "kqv_out": (mark("the probabilities times v, and how heads of v are shared"), ("kq_soft_max", "Kcur_latent", "Vcur")),
     "attn_out": (mark("the product with attn_output.weight"), ("kqv_out",)),
     "attn_post_norm": (mark("the norm of what the attention adds"), ("attn_out",)),
     "ffn_inp": (mark("the residual sum after the attention"), ("attn_post_norm", "attn_out", "l_out<")),
@@ -51,6 +53,19 @@ MADE_BY: dict[str, tuple[str, tuple[str, ...]]] = {
     "result_norm": (mark("the norm with output_norm.weight"), ("l_out<",)),
     "result_output": (mark("the product with output.weight (token_embd.weight where tied)"), ("result_norm",)),
 }
+# what latent attention does in their place
+LATENT_MADE_BY: dict[str, str] = {
+    "Qcur_pre": mark("the product that makes q, or two with a norm between them (attn_q_a.weight, attn_q_b.weight)"),
+    "Kcur": mark("the latent vector (attn_kv_a_mqa.weight, its norm and RoPE) and the keys made of it"),
+    "Vcur": mark("the latent vector (attn_kv_a_mqa.weight and its norm) and the values made of it"),
+    "kqv_out": mark("the probabilities times v; with a matrix of each head times the latent vectors, and the product with attn_v_b.weight"),
+}
+
+
+def made_by(stem: str, *, latent: bool = False) -> str:
+    """The operation that makes a tap, in the reader's language.  latent: in a model with latent attention."""
+    operation = LATENT_MADE_BY.get(stem) if latent else None
+    return say(operation or MADE_BY[stem][0])
 
 
 def answer(c: Comparison) -> str:
@@ -134,7 +149,7 @@ def rotation(ref: Trace, test: Trace, c: Comparison) -> str | None:
     """
     config = ref.origin.config or test.origin.config
     differing = next((row.tap for row in c.rows if row.verdict == "differs" and re.fullmatch(r"[QK]cur-\d+", row.tap)), None)
-    if config is None or differing is None:
+    if config is None or differing is None or config.get("latent"):  # of latent attention's heads only the last channels turn
         return None
     letter, layer = differing[0], differing.partition("-")[2]
     names = [f"{letter}cur_{part}-{layer}" for part in ("normed", "pre")]

@@ -21,7 +21,6 @@ from quantscope.imatrix import Entry, Imatrix
 from quantscope.inputs import Input, read_inputs
 from quantscope.lockstep import Member, walk
 from quantscope.model.arithmetic import Arithmetic
-from quantscope.model.ops import PLAIN, Scores
 from quantscope.plan import slices
 from quantscope.results import PlanInfo, StudyOptions, TextInfo
 from quantscope.variants import line_up, lineup_plan
@@ -132,7 +131,6 @@ class _Squares(Arithmetic):
         self.config = weights.config
         self.names: Mapping[str, str] = {}  # of the layer at hand, local → canonical
         self.last: tuple[Tensor, Tensor] | None = None  # an input and its squares: several matrices in a row have the same
-        self.latent: Tensor | None = None
 
     def layer(self, weights: WeightProvider, i: int, dtype: torch.dtype) -> Mapping[str, Tensor]:
         self.names = weights.layer_names(i)
@@ -147,18 +145,10 @@ class _Squares(Arithmetic):
         self._add(name, self.config.experts.n_expert, x, e)
         return super().expert_linear(x, w, name, e)
 
-    def by_head(self, c: Tensor, w: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        self.latent = c
-        return super().by_head(c, w)
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
-        """llama.cpp multiplies k_b into q, and v_b with what each head makes of the latent vectors: these are their inputs."""
-        if self.latent is not None:
-            c = self.latent[:, :, None].expand(-1, -1, q.shape[2], -1)  # [B,T,H,C]
-            self._add("attn_k_b", 1, q[..., : -self.config.rope.dim].flatten(-2))
-            self._add("attn_v_b", 1, super().attention(q, k, c, scale, how).flatten(-2))
-            self.latent = None
-        return super().attention(q, k, v, scale, how)
+    def by_head(self, x: Tensor, w: Mapping[str, Tensor], name: str) -> Tensor:
+        """As llama-imatrix counts them: the inputs of all heads' matrices side by side."""
+        self._add(name, 1, x.flatten(-2))
+        return super().by_head(x, w, name)
 
     def _add(self, name: str, n_mat: int, x: Tensor, e: int = 0) -> None:
         """x: [...,n_in], the input of matrix e."""

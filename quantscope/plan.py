@@ -92,8 +92,9 @@ def slices(plan: PlanInfo) -> Slices:
 def _channels_at_work(c: ModelConfig) -> int:
     """Values per token while a member passes a layer: the reference's taps, which are kept, and the member's own at the widest moment."""
     q, kv = c.n_head * c.head_dim, c.n_head_kv * c.head_dim
-    taps = 6 * c.n_embd + 3 * q + 3 * kv + 3 * c.n_ff
-    return taps + max(3 * c.n_ff + 4 * c.n_embd, 6 * q + 4 * c.n_embd)
+    latent = c.axis("L") if c.latent else 0  # q as wide as latent vectors; key and value are repeated for every head
+    taps = 6 * c.n_embd + 3 * q + 3 * kv + 3 * c.n_ff + latent
+    return taps + max(3 * c.n_ff + 4 * c.n_embd, 6 * q + 4 * c.n_embd, 4 * latent + 4 * c.n_embd)
 
 
 def _weights(config: ModelConfig, shapes: Shapes, stored: Types, types: Sequence[Types], bytes_per_value: int) -> int:
@@ -105,7 +106,7 @@ def _weights(config: ModelConfig, shapes: Shapes, stored: Types, types: Sequence
         (layers[int(number)] if number.isdigit() and int(number) < config.n_layer else top).append(name)
 
     def held(names: Iterable[str]) -> int:
-        kinds = {(name, t[name]) for name in names for t in (stored, *types)}
+        kinds = {(name, t[name]) for name in names for t in (stored, *types) if name in t}  # another file may have split or joined matrices
         return sum(_bytes(shapes[name], qtype) for name, qtype in kinds)
 
     def largest(names: Iterable[str]) -> int:

@@ -14,7 +14,7 @@ from quantscope.errors import ShapeError, UsageError, VocabularyError
 from quantscope.images import Images, Requantized
 from quantscope.language import english
 from quantscope.lockstep import Member
-from quantscope.model.cache import CachedArithmetic, CacheTypes, check_cache, parse_cache
+from quantscope.model.cache import CachedArithmetic, CacheTypes, check_cache, held_by, parse_cache
 from quantscope.plan import Types, plan_of
 from quantscope.qtypes import QuantType
 from quantscope.recipes import ModelFacts, TensorShape, assign_types, facts_from_gguf, preset_name
@@ -104,13 +104,15 @@ def line_up(options: StudyOptions) -> Lineup:
 def _caches(options: StudyOptions, weights: Weights) -> list[CacheTypes]:
     caches = list(dict.fromkeys(map(parse_cache, options.kv)))
     for types in caches:
-        check_cache(types, weights.config)
+        check_cache(types, held_by(weights))
     return caches
 
 
 def _cached(c: Candidate, types: CacheTypes) -> Candidate:
     """The same weights with keys and values from a cache of these types."""
-    member = replace(c.member, name=f"{c.member.name} kv={types.name}", arithmetic=CachedArithmetic(types))
+    member = replace(
+        c.member, name=f"{c.member.name} kv={types.name}", arithmetic=CachedArithmetic(types, turns=not held_by(c.member.weights).shared)
+    )
     return replace(c, member=member, kv=types)
 
 

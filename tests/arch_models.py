@@ -50,6 +50,15 @@ MLA: dict[str, Any] = LEAD | {
     "rope.dimension_count": 8,
     "expert_weights_norm": True,
 }
+BY_HEAD = ("attn_k_b.weight", "attn_v_b.weight", "exp_probs_b.bias")
+WIDE: dict[str, Any] = MLA | {  # no experts; rows that the blocks of every type fill, the vector in the cache too
+    "embedding_length": 256,
+    "feed_forward_length": 256,
+    "leading_dense_block_count": N_LAYER,
+    "attention.q_lora_rank": 256,
+    "attention.kv_lora_rank": 256,
+    "rope.dimension_count": 64,
+}
 FUSED_BIAS = ("attn_qkv.bias",)
 
 CASES: dict[str, Case] = {
@@ -120,8 +129,14 @@ CASES: dict[str, Case] = {
         | {"attention.head_count_kv": 1, "expert_gating_func": 2, "expert_weights_scale": 1.5}
         | {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
         | {"rope.scaling.yarn_log_multiplier": 0.0707},
-        optional=("attn_k_b.weight", "attn_v_b.weight", "exp_probs_b.bias"),
+        optional=BY_HEAD,
     ),
+    "deepseek2-wide": Case(
+        WIDE | {"attention.key_length": 320, "attention.value_length": 256, "attention.head_count_kv": 1}
+        | {"attention.key_length_mla": 320, "attention.value_length_mla": 64},
+        optional=BY_HEAD,
+    ),
+    "deepseek2-wide-one-matrix": Case(WIDE | {"attention.key_length": 192, "attention.value_length": 64}, sizes={"n_head_kv": 4}),
     "deepseek2-one-matrix": Case(MLA | {"attention.key_length": 24, "attention.value_length": 20}, sizes={"n_head_kv": 4}),
     "minicpm3": Case(
         {k: v for k, v in MLA.items() if k.startswith(("attention", "rope"))} | {"attention.key_length": 24, "attention.value_length": 20},
@@ -131,7 +146,7 @@ CASES: dict[str, Case] = {
 VARIANTS = {"llama-moe": "llama", "granite-moe": "granite", "qwen2-fused": "qwen2", "stablelm-parallel": "stablelm"} | {
     "gptneox-in-turn": "gptneox",
     "falcon-two-norms": "falcon",
-    "deepseek2-one-matrix": "deepseek2",
+    **dict.fromkeys(("deepseek2-one-matrix", "deepseek2-wide", "deepseek2-wide-one-matrix"), "deepseek2"),
 }
 
 

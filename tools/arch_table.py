@@ -32,9 +32,8 @@ exact GELU differs by 1e−8 to 1e−7.
 """
 FOOT = """
 A file of another architecture is refused, and so is one of these with a metadata key or tensor that its row cannot express; the error
-names it. Not emulated: latent attention with a matrix of each head (`attn_k_b.weight`) unless cache and matrices are F32. `quantscope
-sensitivity`, `recipe` and `correct` take models without experts, latent attention, learned positions or scaled embeddings; `--engine
-transformers` observes Llama, Qwen2 and Qwen3.
+names it. `quantscope sensitivity`, `recipe` and `correct` take models without experts, latent attention, learned positions or scaled
+embeddings; `--engine transformers` observes Llama, Qwen2 and Qwen3.
 """
 ROUTER, LEAD = "ffn_gate_inp.weight", "leading_dense_block_count"
 ACTIVATIONS = {"gelu": "GELU", "relu2": "ReLU²", "swiglu_oai": "clamped SwiGLU"}

@@ -212,6 +212,7 @@ class ModelConfig:
             "q": c.q_rank,
             "c": c.kv_rank,
             "a": c.kv_rank + self.rope.dim,
+            "L": self.n_head * (c.kv_rank + self.rope.dim),
             "n": nope,
             "v": v,
             "b": self.n_head * (nope + v),

@@ -56,8 +56,8 @@ class Altered(Arithmetic):
     def expert_linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, e: int) -> Tensor:
         return self.inner.expert_linear(x, w, name, e)
 
-    def by_head(self, c: Tensor, w: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return self.inner.by_head(c, w)
+    def by_head(self, x: Tensor, w: Mapping[str, Tensor], name: str) -> Tensor:
+        return self.inner.by_head(x, w, name)
 
     def activate(self, kind: Activation, gate: Tensor, up: Tensor | None) -> Tensor:
         return self.swiglu(gate, up) if kind == "silu" and up is not None else self.inner.activate(kind, gate, up)

@@ -46,11 +46,14 @@ NORMS = {
     "output_norm": "result_norm",
     "attn_q_norm": "Qcur_normed",
     "attn_k_norm": "Kcur_normed",
+    "attn_q_a_norm": "Qcur_pre",
+    "attn_kv_a_norm": "Kcur_latent",
 }
 STEMS = MATRICES | NORMS
 ALL = "all"
 ATTENTION = ("kq_soft_max", "kqv_out")
-ROPE = ("Qcur", "Kcur")
+ROPE_Q, ROPE_K = ("Qcur", "Qcur_latent"), ("Kcur", "Kcur_latent")
+ROPE = (*ROPE_Q, *ROPE_K)
 F16_MAX = 65504.0
 
 
@@ -424,12 +427,12 @@ FAULTS: tuple[Fault, ...] = (
     Fault("rope-layout", "pairs channels the other way (interleaved for half-split or the reverse)", _turns(config=_other_layout), ROPE),
     Fault("rope-theta", "rotates with the base {place}", _theta, ROPE, _THETAS),
     Fault("rope-offset", "counts positions from another start on q and k ({place})", _offset, ROPE, ("1", "-1")),
-    Fault("rope-offset-q", "counts the positions of q otherwise than those of k ({place})", _offset, ("Qcur",), ("1 q", "-1 q")),
-    Fault("rope-offset-k", "counts the positions of k otherwise than those of q ({place})", _offset, ("Kcur",), ("1 k", "-1 k")),
+    Fault("rope-offset-q", "counts the positions of q otherwise than those of k ({place})", _offset, ROPE_Q, ("1 q", "-1 q")),
+    Fault("rope-offset-k", "counts the positions of k otherwise than those of q ({place})", _offset, ROPE_K, ("1 k", "-1 k")),
     Fault("rope-missing", "does not rotate q and k", _turns(never="qk"), ROPE),
     Fault("rope-stuck", "rotates every position as position 0", _turns(positions=torch.zeros_like), ROPE),
-    Fault("rope-missing-k", "does not rotate k", _turns(never="k"), ("Kcur",)),
-    Fault("rope-missing-q", "does not rotate q", _turns(never="q"), ("Qcur",)),
+    Fault("rope-missing-k", "does not rotate k", _turns(never="k"), ROPE_K),
+    Fault("rope-missing-q", "does not rotate q", _turns(never="q"), ROPE_Q),
     Fault("rope-reversed", "rotates the other way", _turns(tables=lambda t: t._replace(sin=-t.sin)), ROPE),
     Fault("rope-factors-ignored", "does not divide the frequencies by rope_freqs.weight", _no_factors, ROPE),
     Fault("rope-scaling-ignored", "does not scale the positions for a longer context", _no_scaling, ROPE),

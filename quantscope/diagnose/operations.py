@@ -17,11 +17,13 @@ from torch import Tensor
 from quantscope.arch.config import ModelConfig
 from quantscope.language import mark
 from quantscope.model.arithmetic import Arithmetic
-from quantscope.model.attention import cut, head_norm, scores_of, tempered
+from quantscope.model.attention import cut, gathered, head_norm, scores_of, tempered
 from quantscope.model.feed_forward import activation, chosen_linear, expert_probabilities, expert_weights, shared_gate
 from quantscope.model.forward import embed, layer, logits, tables
+from quantscope.model.latent import absorbed, absorbs, latent_keys, latent_values, queries, turned_queries, written_out
+from quantscope.model.rope import RopeTables
 from quantscope.model.taps import place_of
-from quantscope.model.wiring import BEFORE, layer_wiring
+from quantscope.model.wiring import BEFORE, Wiring, layer_wiring
 from quantscope.weights import WeightProvider
 
 
@@ -44,9 +46,18 @@ class Place:
         """[1,T,H·D] → [1,T,H,D]."""
         return x.reshape(*x.shape[:2], -1, self.config.head_dim)
 
+    def rope(self, dtype: torch.dtype) -> RopeTables | None:
+        """The tables of these positions; None in a layer that turns nothing."""
+        rope = self.config.rope_of(self.layer)
+        if rope is None:
+            return None
+        factors = self.weights.rope_factors(self.positions[-1] + 1) if rope is self.config.rope else None
+        return self.m.rope_tables(rope, torch.tensor(self.positions), factors, dtype)
+
 
 Operation: TypeAlias = Callable[..., Tensor]  # (place, [1,T,channels] for each input) → [1,T,channels]
 NotReplayed: TypeAlias = None  # no operation: the tap is in the graph, and is not computed again
+Way: TypeAlias = tuple[Operation | NotReplayed, tuple[str, ...]]  # and the taps it is computed from
 
 
 def _linear(name: str) -> Operation:
@@ -88,24 +99,25 @@ def _fused(at: Place, x: Tensor) -> Tensor:
 
 def _rotated(which: Literal["q", "k"]) -> Operation:
     def rotated(at: Place, x: Tensor) -> Tensor:
-        rope = at.config.rope_of(at.layer)
-        if rope is None:
-            return x
-        factors = at.weights.rope_factors(at.positions[-1] + 1) if rope is at.config.rope else None
-        tables = at.m.rope_tables(rope, torch.tensor(at.positions), factors, x.dtype)
-        return at.m.rotate(at.heads(x), tables, which).flatten(-2)
+        tables = at.rope(x.dtype)
+        return x if tables is None else at.m.rotate(at.heads(x), tables, which).flatten(-2)
 
     return rotated
 
 
 def _attention_map(at: Place, q: Tensor, k: Tensor) -> Tensor:
-    how = scores_of(at.w, at.layer, at.config)
-    return at.m.attention_map(tempered(at.heads(q), k.shape[1], at.config), at.heads(k), at.config.kq_scale, how)  # [1,H,T,S]
+    return at.m.attention_map(*_attending(at, q, k), at.config.kq_scale, scores_of(at.w, at.layer, at.config))  # [1,H,T,S]
 
 
 def _attention(at: Place, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, how = tempered(at.heads(q), k.shape[1], at.config), scores_of(at.w, at.layer, at.config)
-    return at.m.attention(q, at.heads(k), _values(at, v), at.config.kq_scale, how).flatten(-2)
+    how = scores_of(at.w, at.layer, at.config)
+    return at.m.attention(*_attending(at, q, k), _values(at, v), at.config.kq_scale, how).flatten(-2)
+
+
+def _attending(at: Place, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """q [1,T,H,D] and k [1,S,K,D], D being channels of a key, or of what latent attention has in its place."""
+    q = q.reshape(*q.shape[:2], at.config.n_head, -1)
+    return tempered(q, k.shape[1], at.config), k.reshape(*k.shape[:2], -1, q.shape[-1])
 
 
 def _values(at: Place, v: Tensor) -> Tensor:
@@ -115,6 +127,38 @@ def _values(at: Place, v: Tensor) -> Tensor:
 def _weighted(at: Place, probs: Tensor, v: Tensor) -> Tensor:
     """The second half of the attention: probs [1,H,T,S], v [1,S,K·D] → [1,T,H·D]."""
     return at.m.weighted_values(probs, _values(at, v)).flatten(-2)
+
+
+# ---- latent attention -----------------------------------------------------------------------------------------------------------------
+
+
+def _latent_keys(at: Place, x: Tensor) -> Tensor:
+    return latent_keys(x, at.w, at.config, at.rope(x.dtype), at.m)
+
+
+def _written_out(part: int) -> Operation:
+    """Keys or values of all heads, from the layer's normed input."""
+    return lambda at, x: written_out(_latent_keys(at, x), at.w, at.config, at.m)[part].flatten(-2)
+
+
+def _turned(at: Place, q: Tensor) -> Tensor:
+    return turned_queries(q, at.config, at.rope(q.dtype), at.m).flatten(-2)
+
+
+def _absorbed(at: Place, q: Tensor) -> Tensor:
+    return absorbed(at.heads(q), at.w, at.config, at.m).flatten(-2)
+
+
+def _latent_weighted(at: Place, probs: Tensor, k: Tensor) -> Tensor:
+    return gathered(at.m.weighted_values(probs, latent_values(k, at.config)), at.w, at.m)
+
+
+def _latent_attention(at: Place, q: Tensor, k: Tensor) -> Tensor:
+    how = scores_of(at.w, at.layer, at.config)
+    return gathered(at.m.attention(*_attending(at, q, k), latent_values(k, at.config), at.config.kq_scale, how), at.w, at.m)
+
+
+# ---- the rest of the layer ------------------------------------------------------------------------------------------------------------
 
 
 def _sum(branch: Literal["attn", "ffn"]) -> Operation:
@@ -226,29 +270,59 @@ def _shared(at: Place) -> str:
     return "_shexp" if "ffn_gate_inp.weight" in at.w else ""
 
 
-LATENT = ("Qcur_pre", "Qcur", "Kcur", "Vcur")  # of latent attention: several products and norms between two taps
+# what latent attention does in their place
+LATENT: dict[str, Operation | NotReplayed] = {
+    "Qcur_pre": lambda at, x: queries(x, at.w, at.config, at.m),
+    "Qcur": _turned,
+    "Kcur": _written_out(0),
+    "Vcur": _written_out(1),
+    "Kcur_latent": _latent_keys,
+}
+# with a matrix of each head: by the vectors that llama.cpp keeps, or by keys and values of an engine that writes them out
+ABSORBED: dict[str, list[Way]] = {
+    "Qcur_latent": [(_absorbed, ("Qcur",)), (lambda at, q: _absorbed(at, _turned(at, q)), ("Qcur_pre",))],
+    "kq_soft_max": [(_attention_map, ("Qcur_latent", "Kcur_latent")), (_attention_map, ("Qcur", "Kcur"))],
+    "kqv_out": [
+        (_latent_weighted, ("kq_soft_max", "Kcur_latent")),
+        (_latent_attention, ("Qcur_latent", "Kcur_latent")),
+        (_weighted, ("kq_soft_max", "Vcur")),
+        (_attention, ("Qcur", "Kcur", "Vcur")),
+    ],
+}
 WHOLE_LAYER = mark("the whole layer")
-OTHER_WAYS: dict[str, list[tuple[Operation, tuple[str, ...]]]] = {  # where the taps between were not recorded
+OTHER_WAYS: dict[str, list[Way]] = {  # where the taps between were not recorded
     "l_out": [(_layer, (BEFORE,))],
 }
-BY_POSITION = ("embd", "Qcur", "Kcur", "kq_soft_max", "kqv_out")  # operations that ask which position a row stands for
+BY_POSITION = (
+    "embd",
+    "Qcur",
+    "Kcur",
+    "Qcur_latent",
+    "Kcur_latent",
+    "kq_soft_max",
+    "kqv_out",
+)  # operations that ask which position a row stands for
 LOOKS_BACK = {  # operations that look back, and which of their inputs they look back at
-    "kq_soft_max": ("Kcur", "Kcur_normed"),
-    "kqv_out": ("Kcur", "Kcur_normed", "Vcur"),
+    "kq_soft_max": ("Kcur", "Kcur_normed", "Kcur_latent"),
+    "kqv_out": ("Kcur", "Kcur_normed", "Kcur_latent", "Vcur"),
     "l_out": ("l_out", "embd"),
 }
 
 
-def ways(tap: str, config: ModelConfig, names: Collection[str]) -> list[tuple[Operation | NotReplayed, tuple[str, ...]]]:
+def ways(tap: str, config: ModelConfig, names: Collection[str]) -> list[Way]:
     """(operation, full names of its inputs) of a tap, the one to be tried first in front.  names: local ones of the layer's tensors."""
     stem, layer = place_of(tap)
     if layer is None:
         last = f"l_out-{config.n_layer - 1}"
         return [(OPERATIONS[stem], {"embd": (), "result_norm": (last,)}.get(stem, ("result_norm",)))]
-    wiring = layer_wiring(config, layer, names)
-    operation = None if config.latent and stem in LATENT else OPERATIONS[stem]
-    possible = [(operation, wiring[stem]), *OTHER_WAYS.get(stem, ())]
+    before = {BEFORE: f"l_out-{layer - 1}" if layer else "embd"}
+    possible = ABSORBED[stem] if absorbs(names) and stem in ABSORBED else _usual_ways(stem, config, layer_wiring(config, layer, names))
+    return [(operation, tuple(before.get(i, f"{i}-{layer}") for i in stems)) for operation, stems in possible]
+
+
+def _usual_ways(stem: str, config: ModelConfig, wiring: Wiring) -> list[Way]:
+    operations = OPERATIONS | LATENT if config.latent else OPERATIONS
+    possible: list[Way] = [(operations[stem], wiring[stem]), *OTHER_WAYS.get(stem, ())]
     if stem == "kqv_out":  # where the probabilities were not recorded
         possible.append((_attention, (*wiring["kq_soft_max"], "Vcur")))
-    before = {BEFORE: f"l_out-{layer - 1}" if layer else "embd"}
-    return [(operation, tuple(before.get(i, f"{i}-{layer}") for i in stems)) for operation, stems in possible]
+    return possible

@@ -45,7 +45,7 @@ Conclusion: TypeAlias = Literal["agrees", "differs", "not judged", "failed"]
 Taps: TypeAlias = Mapping[str, Tensor]
 
 N_REPEATED = 4  # as the probe says
-TURNED = ("Qcur-", "Kcur-")  # differ from position to position by RoPE
+TURNED = ("Qcur-", "Kcur-", "Qcur_latent-", "Kcur_latent-")  # differ from position to position by RoPE
 MAPS = "kq_soft_max"  # rows grow from position to position
 
 # faults of the catalogue that change no output (layer output, logits) of a run, whatever the weights

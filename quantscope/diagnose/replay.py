@@ -23,7 +23,7 @@ from quantscope.compare import EXACT_FLOOR, PREDICTED_TIMES, Worst
 from quantscope.diagnose.operations import BY_POSITION, LOOKS_BACK, WHOLE_LAYER, NotReplayed, Operation, Place, ways
 from quantscope.diagnose.recorded import Recorded
 from quantscope.errors import TraceContentError
-from quantscope.explain import MADE_BY
+from quantscope.explain import made_by
 from quantscope.language import say
 from quantscope.metrics import nmse
 from quantscope.model.arithmetic import EXACT, Arithmetic
@@ -110,7 +110,7 @@ class Bench:
     def examine(self, tap: str) -> ReplayRow:
         """Convict or clear the operation that makes a tap."""
         possible = self._ways(tap)
-        row = ReplayRow(tap, say(MADE_BY[stem_of(tap)][0]), possible[0][1], "not recorded")
+        row = ReplayRow(tap, made_by(stem_of(tap), latent=self._weights.config.latent is not None), possible[0][1], "not recorded")
         if wrong := self._recorded.wrong_shape(tap):
             return replace(row, verdict="convicted", nmse=math.inf, floor=EXACT_FLOOR, note=wrong)
         lacking = [self._lacking(tap, inputs) if operation else NOT_REPLAYED for operation, inputs in possible]

@@ -89,6 +89,9 @@ BY_NAME: dict[str, tuple[tuple[str, ...], str]] = {
     "wqkv_clamped": (("CLAMP",), "wqkv"),
     "Qcur": (("ROPE",), "Qcur"),
     "Kcur": (("ROPE",), "Kcur"),
+    "Vcur_cont": (("CONT",), "Vcur"),
+    "q_states": (("ROPE",), "Qcur"),
+    "v_states": (("CONT",), "Vcur"),
     "kq_soft_max": (("SOFT_MAX",), "kq_soft_max"),
     "kqv_out": (("CONT",), "kqv_out"),
     "ffn_inp": (("ADD",), "ffn_inp"),
@@ -104,6 +107,14 @@ BY_NAME: dict[str, tuple[tuple[str, ...], str]] = {
     "ffn_shexp_out": (("MUL",), "ffn_shexp_out"),
     **dict.fromkeys(ACTIVATIONS, (ANY, "ffn_swiglu")),
     **{name.replace("ffn_", "ffn_moe_", 1): (ANY, "ffn_moe_swiglu") for name in ACTIVATIONS},
+}
+
+# (name, what it ends in) → tap, of latent attention's q and k: what turns is put behind what does not
+PUT_TOGETHER = {
+    ("Qcur", "q_pe"): "Qcur_latent",
+    ("Kcur", "k_pe"): "Kcur_latent",
+    ("Kcur", ""): "Kcur",  # k_pe repeated for every head has no name
+    ("k_states", ""): "Kcur",
 }
 
 
@@ -128,6 +139,9 @@ class TapNamer:
             return self._unnamed(name, op, sources)
         if stem == HEAD_TAPS[1]:
             return stem
+        if op == "CONCAT":
+            last = sources[-1].partition("-")[0] if sources else ""
+            return self._tap(PUT_TOGETHER.get((stem, "" if last.startswith("node_") else last)), layer)
         if op in PRODUCTS and stem in BY_PRODUCT_NAME and not (stem == "ffn_out" and op == "ADD"):
             return self._tap(BY_PRODUCT_NAME[stem], layer)
         ops, tap = BY_NAME.get(stem, (ANY, None))

@@ -12,7 +12,7 @@ from quantscope import __version__
 from quantscope.arch.config import ModelConfig, as_data
 from quantscope.engines import ArithmeticName, Dtype, Request, model_name
 from quantscope.engines.collect import Collector, Steps, everything
-from quantscope.errors import UnsupportedFeatureError, UsageError
+from quantscope.errors import UsageError
 from quantscope.fingerprint import estimate_nmse, fingerprint
 from quantscope.language import english
 from quantscope.metrics import nmse
@@ -97,11 +97,8 @@ def _described(request: Request) -> str:
     return {"exact": f"exact {request.dtype}", "ggml": f"ggml, {request.kv} cache", "bf16": "bfloat16"}[request.arithmetic]
 
 
-def _predicted(ids: Tensor, weights: Weights, exact: Collector, kv: KVType) -> dict[str, float] | None:
-    """NMSE of ggml's arithmetic against the exact taps that were kept; estimated where only fingerprints were.
-
-    None for a model with an operation whose roundings are not emulated.
-    """
+def _predicted(ids: Tensor, weights: Weights, exact: Collector, kv: KVType) -> dict[str, float]:
+    """NMSE of ggml's arithmetic against the exact taps that were kept; estimated where only fingerprints were."""
     found: dict[str, float] = {}
 
     def compared(name: str, x: Tensor) -> None:
@@ -111,10 +108,7 @@ def _predicted(ids: Tensor, weights: Weights, exact: Collector, kv: KVType) -> d
             elif isinstance(piece, Fingerprint):
                 found[name] = estimate_nmse(piece, fingerprint(x[0]))
 
-    try:
-        forward(ids, weights, compared, arithmetic=ggml_arithmetic(kv))
-    except UnsupportedFeatureError:
-        return None
+    forward(ids, weights, compared, arithmetic=ggml_arithmetic(kv))
     return found
 
 

@@ -22,7 +22,8 @@ from quantscope.trace import Origin, Sample, Stats
 from quantscope.wording import count, listed
 
 FLAT = ("attn_norm", "ffn_inp", "ffn_norm", "ffn_out", "l_out", "result_norm", "result_output")  # ne = {channels, tokens}
-RESHAPED = tuple(stem for stem in BY_HEAD if stem != "kqv_out")  # ne = {head_dim, heads, tokens} or {channels, tokens}
+# ne = {head_dim, heads, tokens} or {channels, tokens}
+RESHAPED = (*(stem for stem in BY_HEAD if stem != "kqv_out"), "Qcur_latent", "Kcur_latent")
 
 
 def read_eval_callback(text: str, name: str) -> Imported:

@@ -57,9 +57,9 @@ class Arithmetic:
         """The product with the matrix of one expert: [n,in] → [n,out]."""
         return ops.expert_linear(x, w, name, e)
 
-    def by_head(self, c: Tensor, w: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Still channels of k, and v, of latent attention with matrices of each head: c [B,T,C] → [B,T,H,N], [B,T,H,Dv]."""
-        return ops.by_head(c, w)
+    def by_head(self, x: Tensor, w: Mapping[str, Tensor], name: str) -> Tensor:
+        """The products with a matrix of each head: [B,T,H,in] → [B,T,H,out]."""
+        return ops.by_head(x, w, name)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
         return ops.causal_attention(q, k, v, scale, how)

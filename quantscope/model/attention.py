@@ -2,7 +2,8 @@
 
     q = turn(norm(Q·x)), k = turn(norm(K·x)), v = V·x        out = O · (softmax(q·kᵀ·scale + mask) · v)
 
-Norm and turn are there where the model has them.  Keys and values may come from one narrow vector a token: ``latent.py``.
+Norm and turn are there where the model has them.  Keys and values may come from one narrow vector a token (``latent.py``); where they are
+that vector, each head's matrix v_b multiplies what comes of it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from quantscope.arch.config import ModelConfig
 from quantscope.model.arithmetic import EXACT, Arithmetic
-from quantscope.model.latent import latent_heads
+from quantscope.model.latent import absorbs, latent_heads
 from quantscope.model.ops import Scores
 from quantscope.model.rope import RopeTables
 from quantscope.model.taps import Tap, no_tap, wants
@@ -52,18 +53,23 @@ def attention(
 ) -> Tensor:
     """Causal attention with grouped key/value heads: normed x [B,T,E] → [B,T,E]."""
     heads = latent_heads if config.latent else projected_heads
-    q, k, v = heads(x, w, config, rope, tap, m)  # [B,T,H,D], [B,T,K,D], [B,T,K,Dv]
+    q, k, v = heads(x, w, config, rope, tap, m)  # [B,T,H,D], [B,T,K,D], [B,T,K,Dv]; D and Dv of latent vectors: C+R and C, K = 1
     if cache is not None:
         k, v = cache.append(i, k, v)  # [B,S,K,D]
     q = tempered(q, k.shape[1], config)
     how = scores_of(w, i, config)
     if wants(tap, "kq_soft_max"):
         tap("kq_soft_max", m.attention_map(q, k, config.kq_scale, how))  # [B,H,T,S]
-    mixed = m.attention(q, k, v, config.kq_scale, how).flatten(-2)  # [B,T,H·Dv]
+    mixed = gathered(m.attention(q, k, v, config.kq_scale, how), w, m)  # [B,T,H·Dv]
     tap("kqv_out", mixed)
     out = m.linear(mixed, w, "attn_output")  # [B,T,E]
     tap("attn_out", out)
     return out
+
+
+def gathered(mixed: Tensor, w: Mapping[str, Tensor], m: Arithmetic) -> Tensor:
+    """Weighted values as attn_output.weight multiplies them: [B,T,H,Dv], of latent vectors [B,T,H,C] → [B,T,H·Dv]."""
+    return (m.by_head(mixed, w, "attn_v_b") if absorbs(w) else mixed).flatten(-2)
 
 
 def scores_of(w: Mapping[str, Tensor], i: int, config: ModelConfig) -> Scores:

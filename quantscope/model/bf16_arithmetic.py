@@ -86,6 +86,9 @@ class Bf16Arithmetic(Arithmetic):
     def expert_linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, e: int) -> Tensor:
         raise unsupported("a mixture of experts")
 
+    def by_head(self, x: Tensor, w: Mapping[str, Tensor], name: str) -> Tensor:
+        raise unsupported("latent attention with a matrix of each head")
+
     def activate(self, kind: Activation, gate: Tensor, up: Tensor | None) -> Tensor:
         if kind != "silu" or up is None:
             raise unsupported(f"the activation {kind}" if up is not None else f"a feed-forward without a gate ({kind})")

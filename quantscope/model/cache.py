@@ -6,6 +6,9 @@ Everything else is exact, so the difference from an exact run is what the cache 
 Hadamard matrix H where the type is a quantized one and head_dim is a multiple of 64: outliers are spread over the block and
 cost less.  It turns queries alike; H·H = 1, so turning back what was stored is the same.
 
+Latent attention with a matrix of each head has one vector a token in its cache, [c | turned], whose first channels are the values.
+llama.cpp does not turn it, and takes one type for both.
+
 Source: ``build_attn`` in src/llama-graph.cpp, the constructor and ``build_input_k_rot`` of src/llama-kv-cache.cpp, llama.cpp as in
 llama-cpp-python 0.3.36.
 """
@@ -19,15 +22,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantscope.arch.config import ModelConfig
 from quantscope.errors import UsageError
 from quantscope.model.arithmetic import Arithmetic
+from quantscope.model.latent import absorbs
 from quantscope.qtypes import QTYPES, QuantType
 from quantscope.quants import decode, encode
+from quantscope.quants.iq4_nl import stored_iq4_nl
+from quantscope.weights import WeightProvider
 
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")  # as llama.cpp spells them; it has iq4_nl too
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")  # as llama.cpp spells them
 PLAIN = ("F32", "F16", "BF16")
 ROTATED = 64  # [channels] head_dim must be a multiple of it
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a cache holds of a token in each layer: n keys of key_dim channels and n values of value_dim.
+
+    shared: a value is the first channels of its key, as with latent vectors.
+    """
+
+    n: int
+    key_dim: int
+    value_dim: int
+    shared: bool = False
+
+
+def held_by(weights: WeightProvider) -> Held:
+    """What a cache of this model holds."""
+    c = weights.config
+    if absorbs(weights.layer_names(0)):
+        return Held(1, c.axis("a"), c.axis("c"), shared=True)
+    return Held(c.n_head_kv, c.head_dim, c.value_dim or c.head_dim)
 
 
 @dataclass(frozen=True)
@@ -43,9 +69,10 @@ class CacheTypes:
         k, v = self.keys.name.lower(), self.values.name.lower()
         return k if k == v else f"{k}/{v}"
 
-    def bytes_per_token(self, n_layer: int, n_head_kv: int, head_dim: int, value_dim: int = 0) -> int:
-        """n_layer · n_head_kv · (bytes of a key + bytes of a value).  value_dim: 0 where values have head_dim channels as well."""
-        return n_layer * n_head_kv * (self.keys.row_bytes(head_dim) + self.values.row_bytes(value_dim or head_dim))
+    def bytes_per_token(self, n_layer: int, held: Held) -> int:
+        """n_layer · n · (bytes of a key + bytes of a value)."""
+        value = 0 if held.shared else self.values.row_bytes(held.value_dim)
+        return n_layer * held.n * (self.keys.row_bytes(held.key_dim) + value)
 
 
 def parse_cache(given: str) -> CacheTypes:
@@ -59,33 +86,36 @@ def parse_cache(given: str) -> CacheTypes:
     return CacheTypes(QTYPES[names[0].upper()], QTYPES[names[-1].upper()])
 
 
-def check_cache(types: CacheTypes, config: ModelConfig) -> None:
-    """UsageError where the blocks of a type do not fill a head, as in llama.cpp, and for latent attention."""
-    if config.latent is not None:
+def check_cache(types: CacheTypes, held: Held) -> None:
+    """UsageError where the blocks of a type do not fill what is held, and for two types of one vector, as in llama.cpp."""
+    if held.shared and types.keys != types.values:
         raise UsageError(
-            f"--kv {types.name}: {config.arch} has latent attention, whose cache holds one vector a token in place of keys and values, "
-            f"expected a model with keys and values. Leave --kv out."
+            f"--kv {types.name}: the cache of this model's latent attention holds one vector a token, which is key and value, expected one "
+            f"type. llama.cpp refuses two as well: give --kv {types.keys.name.lower()}."
         )
-    for qtype, head_dim in ((types.keys, config.head_dim), (types.values, config.value_dim or config.head_dim)):
-        if head_dim % qtype.block_size:
+    what = "latent vectors" if held.shared else "heads"
+    for qtype, n in ((types.keys, held.key_dim), (types.values, held.value_dim)):
+        if n % qtype.block_size:
             raise UsageError(
-                f"--kv {types.name}: {qtype.name} has blocks of {qtype.block_size}, and the heads of this model have {head_dim} channels, "
+                f"--kv {types.name}: {qtype.name} has blocks of {qtype.block_size}, and the {what} of this model have {n} channels, "
                 f"expected a multiple. llama.cpp refuses such a cache too: give --kv f16 or bf16."
             )
 
 
 class CachedArithmetic(Arithmetic):
-    """Exact but for keys and values, which attention reads from a cache of these types."""
+    """Exact but for keys and values, which attention reads from a cache of these types.  turns: whether llama.cpp may turn them."""
 
-    def __init__(self, types: CacheTypes) -> None:
-        self.types = types
+    def __init__(self, types: CacheTypes, *, turns: bool = True) -> None:
+        self.types, self.turns = types, turns
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **more: Any) -> Tensor:
-        keys = rounded(k, self.types.keys, key_rotation(k.shape[-1]))
-        return super().attention(q, keys, rounded(v, self.types.values, ROTATED), *rest, **more)
+        return super().attention(q, self._keys(k), rounded(v, self.types.values, ROTATED if self.turns else 0), *rest, **more)
 
     def attention_map(self, q: Tensor, k: Tensor, *rest: Any, **more: Any) -> Tensor:
-        return super().attention_map(q, rounded(k, self.types.keys, key_rotation(k.shape[-1])), *rest, **more)
+        return super().attention_map(q, self._keys(k), *rest, **more)
+
+    def _keys(self, k: Tensor) -> Tensor:
+        return rounded(k, self.types.keys, key_rotation(k.shape[-1]) if self.turns else 0)
 
 
 def key_rotation(head_dim: int) -> int:
@@ -96,15 +126,16 @@ def key_rotation(head_dim: int) -> int:
 def rounded(x: Tensor, qtype: QuantType, rotation: int) -> Tensor:
     """What a cache of this type gives back for x [...,D]: the same shape and dtype.
 
-    rotation: size of the Hadamard matrix, where D is a multiple of ROTATED and the type has blocks.
+    rotation: size of the Hadamard matrix, where D is a multiple of ROTATED and the type has blocks; 0: nothing turns.
     """
     if qtype.name == "F32":
         return x
     D = x.shape[-1]
-    turned = qtype.name not in PLAIN and D % ROTATED == 0
+    turned = rotation > 0 and qtype.name not in PLAIN and D % ROTATED == 0
     values = turn(x, rotation) if turned else x
     flat = values.float().cpu().contiguous().numpy()
-    back = torch.from_numpy(decode(encode(flat, qtype, D), qtype)).reshape(x.shape).to(x)
+    kept = stored_iq4_nl(flat) if qtype.name == "IQ4_NL" else decode(encode(flat, qtype, D), qtype)
+    back = torch.from_numpy(kept).reshape(x.shape).to(x)
     return turn(back, rotation) if turned else back
 
 

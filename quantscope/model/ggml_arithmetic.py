@@ -30,7 +30,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantscope.arch.config import Activation, RopeConfig
-from quantscope.errors import UnsupportedFeatureError
 from quantscope.images import Requantized
 from quantscope.model import ops
 from quantscope.model.arithmetic import Arithmetic
@@ -45,6 +44,7 @@ from quantscope.weights import LazyTensors, WeightProvider, Weights
 
 # what activations become before a product with such weights
 ROUNDED: dict[str, torch.dtype] = {"F16": torch.float16, "BF16": torch.bfloat16}
+READS_A_PART = ("attn_k_b.weight",)  # its inputs are some channels of q; ggml multiplies float32 matrices only where all lie together
 
 
 def ggml_arithmetic(kv: KVType = "F16") -> Arithmetic:
@@ -114,15 +114,11 @@ class GgmlArithmetic(Arithmetic):
         assert isinstance(w, StoredTensors)
         return ops.expert_scaled_and_shifted(_expert_product(x, w, f"{name}.weight", e), w, name, e)
 
-    def by_head(self, c: Tensor, w: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """ggml multiplies k_b into q and keeps c in the cache: other roundings, unless nothing is rounded."""
+    def by_head(self, x: Tensor, w: Mapping[str, Tensor], name: str) -> Tensor:
+        """A stack of matrices with a stack of inputs: nothing is interleaved."""
         assert isinstance(w, StoredTensors)
-        if self.kv != "F32" or {w.type_of(f"attn_{x}_b.weight").name for x in "kv"} != {"F32"}:
-            raise UnsupportedFeatureError(
-                "--arithmetic ggml: the model has latent attention with a matrix of each head (attn_k_b.weight), expected keys and values "
-                "that the cache holds. What llama.cpp rounds there is not emulated: compare its trace with an exact one."
-            )
-        return ops.by_head(c, w)
+        heads = [_head_product(x[:, :, h].flatten(0, 1), w, f"{name}.weight", h) for h in range(x.shape[2])]  # [B·T,out] each
+        return torch.stack(heads, dim=1).reshape(*x.shape[:3], -1)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, how: Scores = PLAIN) -> Tensor:
         return self._mixed(self._probabilities(q, k, scale, how), v)
@@ -189,20 +185,30 @@ def _expert_product(x: Tensor, w: StoredTensors, name: str, e: int) -> Tensor:
     kind = w.type_of(name)
     if kind.name in LAYOUTS:
         return torch.from_numpy(product(x.numpy(), w.rows_of(name)[e].reshape(-1, kind.row_bytes(x.shape[-1])), kind))
-    rounded = x.to(ROUNDED.get(kind.name, torch.float32)).float()
-    return torch.from_numpy(float_product(rounded.numpy(), w.part(name, e).numpy(), by_rows=True))
+    return _float_product(x, w.part(name, e), kind, by_rows=True)
+
+
+def _head_product(x: Tensor, w: StoredTensors, name: str, h: int) -> Tensor:
+    """x · Wₕᵀ: x float32 [n,in] → [n,out]."""
+    kind = w.type_of(name)
+    if kind.name in LAYOUTS:
+        rows = w.rows_of(name)[h].reshape(-1, kind.row_bytes(x.shape[-1]))
+        return torch.from_numpy(product(x.contiguous().numpy(), rows, kind, interleaves=False))
+    return _float_product(x, w.part(name, h), kind, by_rows=kind.name == "F32" and name in READS_A_PART)
 
 
 def _product(x: Tensor, w: StoredTensors, name: str) -> Tensor:
     """x · Wᵀ: x float32 [...,in] → [...,out]."""
     kind, rows = w.type_of(name), x.flatten(0, -2)
-    if kind.name in LAYOUTS:
-        y = product(rows.numpy(), w.rows_of(name), kind)
-    else:
-        rounded, weight = rows.to(ROUNDED.get(kind.name, torch.float32)).float(), w[name]
-        as_matrices = len(rows) > 1 and weight.shape[0] % 4 == 0 and weight.shape[1] % 8 == 0
-        y = float_product(rounded.numpy(), weight.numpy(), by_rows=not as_matrices)
-    return torch.from_numpy(y).reshape(*x.shape[:-1], -1)
+    y = torch.from_numpy(product(rows.numpy(), w.rows_of(name), kind)) if kind.name in LAYOUTS else _float_product(rows, w[name], kind)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def _float_product(x: Tensor, w: Tensor, kind: QuantType, *, by_rows: bool = False) -> Tensor:
+    """x · Wᵀ of a type without blocks: x float32 [n,in], w float32 [out,in] → [n,out]."""
+    as_matrices = not by_rows and len(x) > 1 and w.shape[0] % 4 == 0 and w.shape[1] % 8 == 0
+    rounded = x.to(ROUNDED.get(kind.name, torch.float32)).float()
+    return torch.from_numpy(float_product(rounded.numpy(), w.numpy(), by_rows=not as_matrices))
 
 
 def _multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

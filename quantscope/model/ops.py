@@ -112,9 +112,9 @@ def activate(kind: Activation, x: Tensor, up: Tensor | None) -> Tensor:
     return made if up is None else made * up
 
 
-def by_head(c: Tensor, w: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """k_b · c and v_b · c of latent attention, with matrices of each head: c [B,T,C], [H,C,N], [H,Dv,C] → [B,T,H,N], [B,T,H,Dv]."""
-    return torch.einsum("btc,hcn->bthn", c, w["attn_k_b.weight"]), torch.einsum("btc,hvc->bthv", c, w["attn_v_b.weight"])
+def by_head(x: Tensor, w: Mapping[str, Tensor], name: str) -> Tensor:
+    """x_h · W_hᵀ of every head h: x [B,T,H,in], W [H,out,in] → [B,T,H,out]."""
+    return torch.einsum("bthi,hoi->btho", x, w[f"{name}.weight"])
 
 
 def expert_matrix(w: Mapping[str, Tensor], name: str, e: int) -> Tensor:

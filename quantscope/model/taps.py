@@ -27,6 +27,8 @@ LAYER_TAPS = (
     "Kcur_normed",  # [B,T,K·D]
     "Qcur",  # [B,T,H·D] after RoPE
     "Kcur",  # [B,T,K·D]
+    "Qcur_latent",  # [B,T,H·(C+R)] only where latent attention has matrices of each head: q times k_b, and the part that turns
+    "Kcur_latent",  # [B,T,C+R] what its cache holds: the latent vector, which is the value too, and the part that turns
     "kq_soft_max",  # [B,H,T,S] attention probabilities
     "kqv_out",  # [B,T,H·D] weighted values, before the output projection
     "attn_out",  # [B,T,E]

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from typing import Protocol
 
 from quantscope.arch.config import ModelConfig
+from quantscope.model.latent import absorbs
 from quantscope.model.taps import EMBD, HEAD_TAPS, LAYER_TAPS, place_of
 from quantscope.weights import WeightProvider
 
@@ -34,9 +35,9 @@ def layer_wiring(config: ModelConfig, i: int, names: Collection[str]) -> Wiring:
 
     x = add("attn_norm", BEFORE) if b.attn_norm else BEFORE
     y = add("attn_norm_2", BEFORE) if "attn_norm_2.weight" in names else x
-    q, k = _heads(config, i, y, names, add)
+    q, k, v = _heads(config, i, y, names, add)
     add("kq_soft_max", q, k)
-    add("kqv_out", "kq_soft_max", "Vcur")
+    add("kqv_out", "kq_soft_max", v)
     attended = add("attn_out", "kqv_out")
     attended = add("attn_post_norm", attended) if b.attn_post_norm else attended
     stream = BEFORE if b.parallel else add("ffn_inp", attended, BEFORE)
@@ -48,12 +49,14 @@ def layer_wiring(config: ModelConfig, i: int, names: Collection[str]) -> Wiring:
     return {tap: made[tap] for tap in LAYER_TAPS if tap in made}
 
 
-def _heads(config: ModelConfig, i: int, y: str, names: Collection[str], add: Adder) -> tuple[str, str]:
-    """What the scores are made of."""
+def _heads(config: ModelConfig, i: int, y: str, names: Collection[str], add: Adder) -> tuple[str, str, str]:
+    """What the scores are made of, and the values."""
     if config.latent:
-        q = add("Qcur", add("Qcur_pre", y))
-        add("Vcur", y)
-        return q, add("Kcur", y)
+        q, k, v = add("Qcur", add("Qcur_pre", y)), add("Kcur", y), add("Vcur", y)
+        if not absorbs(names):
+            return q, k, v
+        k = add("Kcur_latent", y)
+        return add("Qcur_latent", q), k, k
     source = add("wqkv", y) if "attn_qkv.weight" in names else y
     q, k = add("Qcur_pre", source), add("Kcur_pre", source)
     add("Vcur", source)
@@ -62,7 +65,7 @@ def _heads(config: ModelConfig, i: int, y: str, names: Collection[str], add: Add
             q, k = add("Qcur", q), add("Kcur", k)
         elif step == "norm" and "attn_q_norm.weight" in names:
             q, k = add("Qcur_normed", q), add("Kcur_normed", k)
-    return q, k
+    return q, k, "Vcur"
 
 
 def _dense(config: ModelConfig, z: str, names: Collection[str], add: Adder) -> str:
@@ -104,6 +107,8 @@ CHANNELS = {
     tap: letter
     for letter, taps in {
         "Q": ("Qcur_pre", "Qcur_normed", "Qcur"),
+        "L": ("Qcur_latent",),
+        "a": ("Kcur_latent",),
         "K": ("Kcur_pre", "Kcur_normed", "Kcur"),
         "W": ("Vcur",),
         "O": ("kqv_out",),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,12 +29,15 @@ Multiply: TypeAlias = Callable[[Activations, Integers, int, Floats, int], None] 
 BAND = 1 << 22  # weights that are unpacked at a time: 16 MB as float32
 
 
-def product(x: Floats, rows: Bytes, kind: QuantType) -> Floats:
-    """x · Wᵀ: x float32 [T,K], rows uint8 [O, bytes of K weights] of a type of LAYOUTS → float32 [T,O]."""
+def product(x: Floats, rows: Bytes, kind: QuantType, *, interleaves: bool = True) -> Floats:
+    """x · Wᵀ: x float32 [T,K], rows uint8 [O, bytes of K weights] of a type of LAYOUTS → float32 [T,O].
+
+    interleaves: whether ggml may interleave the rows; it does not do so where it multiplies a stack of matrices with a stack of inputs.
+    """
     layout = LAYOUTS[kind.name]
     a = round_activations(x, layout.activation)
     out = outputs(len(x), len(rows))
-    multiply = _order(layout, len(x), len(rows))
+    multiply = _order(layout, len(x), interleaves and layout.interleaved and len(rows) % 8 == 0)
     step = max(1, BAND // (LANES * x.shape[1])) * LANES
     for first in range(0, len(rows), step):
         band = rows[first : first + step]
@@ -41,14 +45,13 @@ def product(x: Floats, rows: Bytes, kind: QuantType) -> Floats:
     return out[: len(x), : len(rows)]
 
 
-def _order(layout: Layout, n_rows: int, n_out: int) -> Multiply:
+def _order(layout: Layout, n_rows: int, interleaved: bool) -> Multiply:
     """ggml interleaves the rows of some types, eight at a time, and multiplies fewer than eight activations row by row."""
-    interleaved = layout.interleaved and n_out % 8 == 0
     if layout.activation != "Q8_K":
         return _units if interleaved else _units_in_eight
     if interleaved:
         return _interleaved_super_blocks
-    return _super_blocks if n_rows >= 8 else _super_blocks_in_eight
+    return _super_blocks if n_rows >= 8 else partial(_super_blocks_in_eight, min_chains=layout.min_chains)
 
 
 def _units(a: Activations, w: Integers, n_out: int, out: Floats, first: int) -> None:
@@ -97,8 +100,8 @@ def _interleaved_super_blocks(a: Activations, w: Integers, n_out: int, out: Floa
     out[:, columns] -= left[:, columns]
 
 
-def _super_blocks_in_eight(a: Activations, w: Integers, n_out: int, out: Floats, first: int) -> None:
-    """Scales for 256 in eight chains, with four of every 32 elements each.  The minima have a chain of their own.
+def _super_blocks_in_eight(a: Activations, w: Integers, n_out: int, out: Floats, first: int, *, min_chains: int) -> None:
+    """Scales for 256 in eight chains, with four of every 32 elements each.  Minima: one chain, or one for 64 elements.
 
     Where codes are shifted, ggml multiplies what they were before, and takes the shifts off in chain i for the elements 32·i … 32·i + 31.
     """
@@ -110,8 +113,11 @@ def _super_blocks_in_eight(a: Activations, w: Integers, n_out: int, out: Floats,
     rows = np.concatenate([_by_chains(a.codes.reshape(*a.scales.shape, 8, 8, 4)), sums], axis=-1)
     _units_in_eight(replace(a, codes=rows.reshape(len(rows), -1)), Integers(words, w.scales), n_out, out, first)
     if w.minima is not None and w.min_scales is not None:
-        less = np.empty_like(out)
-        _units(replace(a, codes=a.sums), Integers(w.minima, w.min_scales), n_out, less, first)
+        less, minima, sums = np.empty_like(out), w.minima, a.sums
+        if min_chains == 4:  # the other four of eight have nothing to add
+            minima, sums = (np.pad(x.reshape(-1, 16), ((0, 0), (0, 16))) for x in (minima, sums))
+        multiply = _units if min_chains == 1 else _units_in_eight
+        multiply(replace(a, codes=sums.reshape(len(a.codes), -1)), Integers(minima, w.min_scales), n_out, less, first)
         out[:, first : first + n_out] -= less[:, first : first + n_out]
 
 

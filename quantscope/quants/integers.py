@@ -49,6 +49,7 @@ class Layout:
 
     activation: what activations are rounded to.  take_scale: takes the scales out of blocks and puts in what makes the values whole.
     min_at: byte of the float16 minimum, or of the scale of the minima.
+    min_chains: how many chains the minima are added up in where rows are multiplied one by one.
     shift_at: 16 signed bytes from here on, times 32, are the shifts.
     interleaved: llama.cpp loads eight rows interleaved ("CPU_REPACK"), on a CPU with AVX2 and where the rows are a multiple of eight.
     """
@@ -58,6 +59,7 @@ class Layout:
     min_at: int | None = None
     interleaved: bool = False
     shift_at: int | None = None
+    min_chains: int = 1
 
     @property
     def has_integer_minima(self) -> bool:
@@ -113,7 +115,7 @@ LAYOUTS: dict[str, Layout] = {
     "Q5_1":    Layout("Q8_1", _half(0), min_at=2),
     "Q2_K":    Layout("Q8_K", _half(80), min_at=82),
     "Q3_K":    Layout("Q8_K", _half(108)),
-    "Q4_K":    Layout("Q8_K", _half(0), min_at=2, interleaved=True),
+    "Q4_K":    Layout("Q8_K", _half(0), min_at=2, interleaved=True, min_chains=4),
     "Q5_K":    Layout("Q8_K", _half(0), min_at=2),
     "Q6_K":    Layout("Q8_K", _half(208), shift_at=192),
     "TQ1_0":   Layout("Q8_K", _half(52)),

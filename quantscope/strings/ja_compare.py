@@ -90,6 +90,20 @@ STRINGS: Mapping[str, str] = {
     "RoPE": "RoPE",
     "RoPE: {verdict}": "RoPE：{verdict}",
     "the norm with attn_norm_2.weight": "attn_norm_2.weightによる正規化",
+    "RoPE and the product of q with attn_k_b.weight": "RoPE、およびqとattn_k_b.weightの積",
+    "the product with attn_kv_a_mqa.weight, its norm and RoPE": "attn_kv_a_mqa.weightとの積、その正規化、およびRoPE",
+    "the product that makes q, or two with a norm between them (attn_q_a.weight, attn_q_b.weight)": (
+        "qを作る積、または間に正規化をはさむ2つの積（attn_q_a.weight、attn_q_b.weight）"
+    ),
+    "the latent vector (attn_kv_a_mqa.weight, its norm and RoPE) and the keys made of it": (
+        "潜在ベクトル（attn_kv_a_mqa.weight、その正規化、およびRoPE）と、それから作られるキー"
+    ),
+    "the latent vector (attn_kv_a_mqa.weight and its norm) and the values made of it": (
+        "潜在ベクトル（attn_kv_a_mqa.weightとその正規化）と、それから作られるバリュー"
+    ),
+    "the probabilities times v; with a matrix of each head times the latent vectors, and the product with attn_v_b.weight": (
+        "確率とvの積。ヘッドごとの行列がある場合は潜在ベクトルとの積、およびattn_v_b.weightとの積"
+    ),
     "the product with attn_qkv.weight": "attn_qkv.weightとの積",
     "the norm of what the attention adds": "アテンションが加えるものの正規化",
     "the product with ffn_gate_inp.weight": "ffn_gate_inp.weightとの積",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantscope.engines.llama_session import LlamaSession
 from quantscope.model.arithmetic import EXACT
-from quantscope.model.cache import CachedArithmetic, parse_cache
+from quantscope.model.cache import CachedArithmetic, held_by, parse_cache
 from quantscope.model.forward import forward
 from quantscope.weights import Weights
 
@@ -19,7 +19,7 @@ Rows = list[list[int]]
 
 def ours(weights: Weights, rows: Rows, kv: str | None = None) -> Tensor:
     """Logits [tokens,V] float64; None: keys and values are exact."""
-    arithmetic = EXACT if kv is None else CachedArithmetic(parse_cache(kv))
+    arithmetic = EXACT if kv is None else CachedArithmetic(parse_cache(kv), turns=not held_by(weights).shared)
     return torch.cat([forward(torch.tensor([row]), weights, arithmetic=arithmetic)[0] for row in rows]).double()
 
 

@@ -11,7 +11,7 @@ import torch
 
 from quantscope.errors import UsageError
 from quantscope.findings.cache import cost
-from quantscope.model.cache import CACHE_TYPES, CachedArithmetic, hadamard, key_rotation, parse_cache, rounded, turn
+from quantscope.model.cache import CACHE_TYPES, CachedArithmetic, Held, hadamard, key_rotation, parse_cache, rounded, turn
 from quantscope.model.forward import KVCache, forward
 from quantscope.qtypes import QTYPES
 from quantscope.quants import decode, encode
@@ -32,7 +32,7 @@ def test_types_by_the_names_of_llama_cpp() -> None:
     assert [parse_cache(name).name for name in CACHE_TYPES] == list(CACHE_TYPES)
     assert parse_cache("Q8_0/q4_0") == replace(parse_cache("q8_0"), values=QTYPES["Q4_0"])
     assert (parse_cache("q8_0/q4_0").name, parse_cache("q8_0/q8_0").name) == ("q8_0/q4_0", "q8_0")
-    assert parse_cache("q8_0/q4_0").bytes_per_token(n_layer=3, n_head_kv=2, head_dim=64) == 3 * 2 * (2 * 34 + 2 * 18)
+    assert parse_cache("q8_0/q4_0").bytes_per_token(3, Held(2, 64, 64)) == 3 * 2 * (2 * 34 + 2 * 18)
     for wrong in ("q4_k", "", "q8_0/q8_0/q8_0", "int8"):
         with pytest.raises(UsageError, match=r"--kv .*expected one of f32.*q8_0/q4_0"):
             parse_cache(wrong)
