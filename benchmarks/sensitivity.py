@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks.measure import machine
 from quantscope.cli.demo import MODEL, TEXT, bundled
 from quantscope.inputs import read_inputs
-from quantscope.model.forward import embed, head, layer, tables
+from quantscope.model.forward import embed, embedded, head, layer, tables
 from quantscope.model.ops import exact_matmul
 from quantscope.qtypes import QuantType, qtype
 from quantscope.recipes import fallback
@@ -69,7 +69,7 @@ class Truth:
         top, first = dict(self.top), 0
         h = self.before[0]
         if name == "token_embd.weight":
-            h = values[self.ids]
+            h = embedded(values[self.ids], self.weights)
         if name == self.weights.top_names()["output.weight"]:
             top["output.weight"] = values
         if name.startswith("blk."):

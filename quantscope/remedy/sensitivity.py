@@ -19,7 +19,7 @@ from torch import Tensor
 
 from quantscope.errors import NonFiniteError
 from quantscope.model.arithmetic import cast
-from quantscope.model.forward import Ropes, check_ids, embed, layer, logits, output_norm, tables
+from quantscope.model.forward import Ropes, check_ids, embed, embedded, layer, logits, output_norm, tables
 from quantscope.model.ops import exact_matmul
 from quantscope.qtypes import QuantType
 from quantscope.quants import Floats, can_encode, decode, encode
@@ -263,7 +263,7 @@ class _Run:
         used, at = torch.unique(ids, return_inverse=True)  # rows are encoded one by one, so these are enough
         rows = self.weights.rows(EMBEDDING, used)  # [used,E]
         images = dict(self._images(EMBEDDING, rows))
-        h = torch.cat([rows[at], *(w[at] for w in images.values())])  # [(1+types)·c,T,E]
+        h = embedded(torch.cat([rows[at], *(w[at] for w in images.values())]), self.weights)  # [(1+types)·c,T,E]
         rope = tables(h, self.weights)
         for i in range(self.weights.config.n_layer):
             h = self._through(h, i, rope)
