@@ -12,11 +12,7 @@ WITH_HEADER = ("llama", "qwen2", "qwen3")
 def check_remediable(weights: Weights, what: str) -> None:
     """Raise UnsupportedFeatureError, naming the feature, for a model whose products ``what`` does not know."""
     config = weights.config
-    features = {
-        "a mixture of experts": config.experts is not None,
-        "latent attention": config.latent is not None,
-    }
-    found = next((feature for feature, there in features.items() if there), None)
+    found = "latent attention" if config.latent is not None else None
     if found is not None:
         raise UnsupportedFeatureError(
             f"{show(weights.source.path)}: {config.arch} has {found}, expected a model whose layers are products of the stream, as those "

@@ -80,7 +80,6 @@ def test_what_is_not_emulated_is_refused_by_name(tmp_path: Path, capsys: Capture
 @pytest.mark.parametrize(
     ("case", "feature"),
     [
-        ("qwen2moe", "a mixture of experts"),
         ("minicpm3", "latent attention"),
     ],
 )
