@@ -27,10 +27,10 @@ from torch import Tensor
 from benchmarks.measure import machine
 from quantscope.cli.demo import MODEL, TEXT, bundled
 from quantscope.inputs import read_inputs
-from quantscope.model.forward import embed, head, layer, tables
+from quantscope.model.forward import embed, embedded, head, layer, tables
 from quantscope.model.ops import exact_matmul
 from quantscope.qtypes import QuantType, qtype
-from quantscope.recipes import fallback
+from quantscope.recipes import TensorShape, fallback, is_quantizable
 from quantscope.remedy.sensitivity import place, predict, quantized, role
 from quantscope.remedy.small_kl import small_kl
 from quantscope.results import StudyOptions
@@ -69,7 +69,7 @@ class Truth:
         top, first = dict(self.top), 0
         h = self.before[0]
         if name == "token_embd.weight":
-            h = values[self.ids]
+            h = embedded(values[self.ids], self.weights)
         if name == self.weights.top_names()["output.weight"]:
             top["output.weight"] = values
         if name.startswith("blk."):
@@ -99,7 +99,7 @@ def measure(weights: Weights, ids: Tensor, types: Sequence[QuantType], progress:
     """The measured KL divergence of every matrix in every type."""
     with torch.no_grad(), exact_matmul():
         truth = Truth(weights, ids)
-        names = [name for name in weights.names() if len(weights.shape(name)) == 2]
+        names = [n for n in weights.names() if is_quantizable(TensorShape(n, weights.shape(n)), weights.config.arch)]
         found: dict[str, dict[str, float]] = {}
         for k, name in enumerate(names):
             w = weights.get(name)

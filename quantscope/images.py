@@ -65,10 +65,14 @@ class Images:
         per_row = torch.Size(inner).numel()
         step = max(1, BAND_BYTES // (4 * per_row))
         columns = self._importance(name) if qtype.is_quantized else None
+        stacked = columns is not None and columns.size > inner[-1]  # of every expert its own, one after the other
+        if stacked:
+            step = 1
         if n_rows <= step:
             return encoded(self.weights.get(name), qtype, name, columns)
         bands = [slice(a, min(a + step, n_rows)) for a in range(0, n_rows, step)]
-        return torch.cat([encoded(self.weights.band(name, band), qtype, name, columns) for band in bands])
+        own = columns.reshape(n_rows, -1) if columns is not None and stacked else [columns] * n_rows
+        return torch.cat([encoded(self.weights.band(name, band), qtype, name, own[band.start]) for band in bands])
 
     def let_go(self, wanted: Iterable[tuple[str, QuantType | None]]) -> None:
         """These are done with: forget their bytes, and let the file's pages leave memory."""

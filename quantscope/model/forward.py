@@ -26,7 +26,7 @@ from quantscope.model.rope import RopeTables
 from quantscope.model.taps import Tap, at_layer, no_tap
 from quantscope.weights import WeightProvider
 
-__all__ = ["KVCache", "Ropes", "check_ids", "embed", "forward", "head", "layer", "logits", "output_norm", "tables"]
+__all__ = ["KVCache", "Ropes", "check_ids", "embed", "embedded", "forward", "head", "layer", "logits", "output_norm", "tables"]
 
 
 @torch.no_grad()
@@ -68,15 +68,21 @@ def embed(
 
     positions: int64 [T]; None: from 0 on.
     """
-    config, names = weights.config, weights.top_names()
-    h = arithmetic.embed(weights, ids, dtype)  # [B,T,E]
+    h = embedded(arithmetic.embed(weights, ids, dtype), weights, positions=positions, arithmetic=arithmetic)
+    tap("embd", h)
+    return h
+
+
+def embedded(rows: Tensor, weights: WeightProvider, *, positions: Tensor | None = None, arithmetic: Arithmetic = EXACT) -> Tensor:
+    """What ``embed`` makes of rows of token_embd.weight, whichever they are: [B,T,E] → [B,T,E]."""
+    config, names, h = weights.config, weights.top_names(), rows
     if config.embedding_scale != 1:
         h = h * config.embedding_scale
     if "position_embd.weight" in names:
-        h = h + weights.rows("position_embd.weight", torch.arange(ids.shape[1]) if positions is None else positions).to(dtype)  # [T,E]
+        at = torch.arange(rows.shape[1]) if positions is None else positions
+        h = h + weights.rows("position_embd.weight", at).to(rows.dtype)  # [T,E]
     if "token_embd_norm.weight" in names:
-        h = arithmetic.norm(h, arithmetic.top(weights, dtype), "token_embd_norm", config.block.norm, config.norm_eps)
-    tap("embd", h)
+        h = arithmetic.norm(h, arithmetic.top(weights, rows.dtype), "token_embd_norm", config.block.norm, config.norm_eps)
     return h
 
 

@@ -161,7 +161,7 @@ class Catalog:
         raised: Sequence[tuple[str, Callable[[str], bool]]] = (
             (UNIFORM, lambda name: False),
             (mark("first and last layers high ({types})"), lambda name: place(name) in ("0", last)),
-            (mark("attn_v and ffn_down high ({types})"), lambda name: role(name) in ("attn_v", "ffn_down")),
+            (mark("attn_v and ffn_down high ({types})"), lambda name: role(name) in ("attn_v", "ffn_down", "ffn_down_exps")),
         )
         steps = [t for t in LADDER if t in self.allowed]
         if len(steps) < 2:

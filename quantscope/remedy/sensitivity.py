@@ -11,19 +11,20 @@ states [L+1,C,T,E], and of each matrix some rows of its input and gradient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from quantscope.errors import NonFiniteError
 from quantscope.model.arithmetic import cast
-from quantscope.model.forward import Ropes, check_ids, embed, layer, logits, output_norm, tables
+from quantscope.model.forward import Ropes, check_ids, embed, embedded, layer, logits, output_norm, tables
 from quantscope.model.ops import exact_matmul
 from quantscope.qtypes import QuantType
 from quantscope.quants import Floats, can_encode, decode, encode
-from quantscope.recipes import fallback
+from quantscope.recipes import TensorShape, fallback, is_quantizable
 from quantscope.remedy.probe import Probe, back_through, from_head, joined, probe
 from quantscope.remedy.small_kl import small_kl
 from quantscope.remedy.supported import check_remediable
@@ -43,7 +44,8 @@ class Sensitivity:
     """kl: tensor → type → predicted increase of the mean KL divergence [nats per token] when that tensor alone is stored in that type.
 
     stored: tensor → type → the type it would really be, another one where the blocks do not fill its rows; n_bytes likewise.  A type that
-    cannot be written to a tensor is missing there.  shapes: [out,in].  Tensors stand in the order of the forward.
+    cannot be written to a tensor is missing there.  shapes: [out,in], of stacked experts [n_expert,out,in].  Tensors stand in the order of
+    the forward.  idle: (name of a stack, experts that no token reached, experts), where there are some: nothing is known of these.
     """
 
     kl: Mapping[str, Mapping[str, float]]
@@ -53,6 +55,7 @@ class Sensitivity:
     types: tuple[str, ...]
     n_chunk: int
     n_ctx: int
+    idle: tuple[tuple[str, int, int], ...] = ()
 
     def group(self, key: Callable[[str], str], qtype: str) -> dict[str, float]:
         """Sums of a type's predictions over the tensors with one key, in nats: ``role`` and ``place`` are such keys."""
@@ -109,6 +112,7 @@ def predict(
         types=tuple(t.name for t in types),
         n_chunk=ids.shape[0],
         n_ctx=ids.shape[1],
+        idle=tuple((name, *run.idle[name]) for name in matrices if name in run.idle),
     )
 
 
@@ -124,7 +128,7 @@ def quantized(w: Tensor, qtype: QuantType, importance: Floats | None = None) -> 
 
 
 def _n_bytes(shape: tuple[int, ...], qtype: QuantType) -> int:
-    return shape[0] * qtype.row_bytes(shape[1])
+    return math.prod(shape[:-1]) * qtype.row_bytes(shape[-1])
 
 
 @dataclass
@@ -139,6 +143,7 @@ class _Run:
     draw: torch.Generator
     step: Callable[[int, str], None]
     done: int = 0
+    idle: dict[str, tuple[int, int]] = field(default_factory=dict)  # name → experts that no token reached, of how many
 
     def stages(self) -> Iterator[dict[str, dict[str, float]]]:
         """tensor → type → nats, of some tensors at a time."""
@@ -177,12 +182,13 @@ class _Run:
         each = max(1, PART_TOKENS // self.ids.shape[1])
         return (slice(a, min(a + each, n_chunk)) for a in range(0, n_chunk, each))
 
-    def _images(self, name: str, w: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """(asked type, the values once stored), one at a time; w: the matrix, or some of its rows."""
-        made: dict[QuantType, Tensor] = {}
+    def _images(self, name: str, w: Tensor, e: int = 0) -> Iterator[tuple[str, Tensor]]:
+        """(asked type, the values once stored), one at a time; w: the matrix, or some of its rows, or expert e's."""
+        made, columns = dict[QuantType, Tensor](), self.importance(name)
+        own = None if columns is None else columns.reshape(-1, w.shape[-1])[e]  # of a stack those of one expert after the other
         for asked, actual in self.stored(name).items():
             if actual not in made:
-                made = {actual: quantized(w, actual, self.importance(name))}
+                made = {actual: quantized(w, actual, own)}
             yield asked, made[actual]
 
     def _through(self, h: Tensor, i: int, rope: Ropes) -> Tensor:
@@ -247,13 +253,30 @@ class _Run:
             w = cast(self.weights.layer(i), h.dtype)
             before[part], products = back_through(h[part], grad[part], w, i, self.weights.config, rope)
             share = -(-self.samples * (part.stop - part.start) // len(h))
-            parts.append({names[f"{local}.weight"]: probe(x, g, share, self.draw) for local, (x, g) in products.items()})
+            scored = {names[f"{local}.weight"]: p for local, p in products.items()}
+            parts.append({name: probe(p, share, self.draw) for name, p in scored.items() if self._has_types(name)})
         self._check_finite(before, "gradient")
         return {name: joined([p[name] for p in parts]) for name in parts[0]}, before
 
+    def _has_types(self, name: str) -> bool:
+        """Whether a tensor is one that llama-quantize gives another type; a router keeps its own."""
+        return is_quantizable(TensorShape(name, self.weights.shape(name)), self.weights.config.arch)
+
     def _scores(self, name: str, p: Probe) -> dict[str, float]:
-        w = self.weights.get(name)
-        return {asked: p.kl(image - w) for asked, image in self._images(name, w)}
+        """Of a stack the experts that tokens reach, one at a time; the others change nothing on this text."""
+        reached = p.reached.nonzero()[:, 0].tolist()
+        if len(reached) < len(p.reached):
+            self.idle[name] = len(p.reached) - len(reached), len(p.reached)
+        felt = dict.fromkeys(self.stored(name), p.nothing())
+        for e in reached:
+            w = self._matrix(name, e)
+            for asked, image in self._images(name, w, e):
+                felt[asked] += p.felt(image - w, e)
+        return {asked: p.kl_of(f) for asked, f in felt.items()}
+
+    def _matrix(self, name: str, e: int) -> Tensor:
+        """[out,in], of a stack that of expert e."""
+        return self.weights.get(name) if len(self.weights.shape(name)) == 2 else self.weights.band(name, slice(e, e + 1))[0]
 
     # ---- embedding
 
@@ -263,7 +286,7 @@ class _Run:
         used, at = torch.unique(ids, return_inverse=True)  # rows are encoded one by one, so these are enough
         rows = self.weights.rows(EMBEDDING, used)  # [used,E]
         images = dict(self._images(EMBEDDING, rows))
-        h = torch.cat([rows[at], *(w[at] for w in images.values())])  # [(1+types)·c,T,E]
+        h = embedded(torch.cat([rows[at], *(w[at] for w in images.values())]), self.weights)  # [(1+types)·c,T,E]
         rope = tables(h, self.weights)
         for i in range(self.weights.config.n_layer):
             h = self._through(h, i, rope)

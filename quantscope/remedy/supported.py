@@ -11,16 +11,8 @@ WITH_HEADER = ("llama", "qwen2", "qwen3")
 
 def check_remediable(weights: Weights, what: str) -> None:
     """Raise UnsupportedFeatureError, naming the feature, for a model whose products ``what`` does not know."""
-    config, names = weights.config, weights.top_names()
-    features = {
-        "a mixture of experts": config.experts is not None,
-        "latent attention": config.latent is not None,
-        "no norm before its attention": not config.block.attn_norm,
-        "embeddings that are scaled": config.embedding_scale != 1,
-        "learned positions": "position_embd.weight" in names,
-        "a norm of its embeddings": "token_embd_norm.weight" in names,
-    }
-    found = next((feature for feature, there in features.items() if there), None)
+    config = weights.config
+    found = "latent attention" if config.latent is not None else None
     if found is not None:
         raise UnsupportedFeatureError(
             f"{show(weights.source.path)}: {config.arch} has {found}, expected a model whose layers are products of the stream, as those "

@@ -11,7 +11,7 @@ from quantscope.phrases import count, listed, size, some
 from quantscope.remedy.sensitivity import Sensitivity, place, role
 from quantscope.report.markdown import escaped, pipe_table
 from quantscope.report.table import Table
-from quantscope.wording import MISSING, percent, printable, sig
+from quantscope.wording import MISSING, idle_experts, percent, printable, sig
 
 SENSITIVITY_VERSION = 1  # of the JSON document
 SHADES = "█▓▒░ "  # at least 1/2, 1/4, 1/8, 1/16 of the largest cell, and less
@@ -63,6 +63,20 @@ def notes(s: Sensitivity) -> list[str]:
                 "{chunks} only: the figures of single matrices are uncertain by tens of percent. Give a longer text, or more of it with "
                 "`--chunks`.",
                 chunks=count(s.n_chunk, "chunk"),
+            )
+        )
+    if any(role(name).endswith("_exps") for name in s.kl):
+        lines.append(
+            say(
+                "The choice of the experts is taken as it is: where errors send tokens to other experts, a matrix before a router costs "
+                "more than is predicted. `quantscope study` counts such tokens, and `quantscope recipe` decides by measurement."
+            )
+        )
+    if s.idle:
+        lines.append(
+            say(
+                "No token reaches some of the experts ({some}): nothing is known of what quantization does to them. Study a longer text.",
+                some=printable(idle_experts(s.idle)),
             )
         )
     other = [f"{name} {asked} → {kept}" for name, row in s.stored.items() for asked, kept in row.items() if asked != kept]

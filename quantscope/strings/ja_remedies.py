@@ -71,6 +71,10 @@ STRINGS: Mapping[str, str] = {
     "{chunks} only: the figures of single matrices are uncertain by tens of percent. Give a longer text, or more of it with `--chunks`.": (
         "{chunks}だけなので、個々の行列の値には数十%の不確かさがある。より長いテキストを与えるか、`--chunks`で使う量を増やす。"
     ),
+    "The choice of the experts is taken as it is: where errors send tokens to other experts, a matrix before a router costs more than is predicted. `quantscope study` counts such tokens, and `quantscope recipe` decides by measurement.": (
+        "エキスパートの選択は元のままとして予測している。誤差がトークンを別のエキスパートへ送る場合、ルーターより前の行列のコストは予測より大きい。"
+        "そのようなトークンは`quantscope study`が数え、`quantscope recipe`は測定で決める。"
+    ),
     "Another type where blocks do not fill the rows, as in llama-quantize: {names}.": "ブロックが行を割り切らないため、llama-quantizeと同じく別の型になったもの：{names}。",
     "KL divergence in 10⁻⁶ nats per token, one matrix at a time in {type}; {half} half of the largest cell or more, {quarter} a quarter, {eighth} an eighth, {sixteenth} a sixteenth": (
         "行列を1つずつ{type}にしたときの1トークンあたりのKLダイバージェンス [10⁻⁶ nats]。{half} 最大のセルの1/2以上、{quarter} 1/4以上、{eighth} 1/8以上、{sixteenth} 1/16以上"

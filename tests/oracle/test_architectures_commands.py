@@ -80,10 +80,7 @@ def test_what_is_not_emulated_is_refused_by_name(tmp_path: Path, capsys: Capture
 @pytest.mark.parametrize(
     ("case", "feature"),
     [
-        ("qwen2moe", "a mixture of experts"),
         ("minicpm3", "latent attention"),
-        ("gpt2", "learned positions"),
-        ("gemma", "embeddings that are scaled"),
     ],
 )
 def test_remedies_name_what_they_do_not_know(case: str, feature: str, tmp_path: Path) -> None:

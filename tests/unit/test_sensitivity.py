@@ -27,7 +27,7 @@ from quantscope.metrics import kl_nats
 from quantscope.model.forward import forward, layer, tables
 from quantscope.qtypes import QTYPES
 from quantscope.remedy import sensitivity as module
-from quantscope.remedy.probe import Probe, back_through, joined, probe
+from quantscope.remedy.probe import Probe, Product, back_through, joined, probe
 from quantscope.remedy.sensitivity import Sensitivity, n_stages, place, predict, quantized, role
 from quantscope.remedy.small_kl import small_kl
 from quantscope.report.sensitivity import answer, document, heat_table, main_type, markdown, most_table, notes
@@ -88,11 +88,11 @@ def test_gradients_are_finite_differences(tmp_path: Path, arch: str, scales: tup
         assert set(products) == set(LINEARS)
         step = torch.randn_like(h) * 1e-5
         assert float((at_input * step).sum()) == pytest.approx((loss(w, h + step) - loss(w, h - step)) / 2, rel=1e-6)
-        for name, (x, g) in products.items():
+        for name, (x, g, *_) in products.items():
             matrix = w[f"{name}.weight"]
             step = torch.randn_like(matrix) * 1e-5
             up, down = ({**w, f"{name}.weight": matrix + sign * step} for sign in (1, -1))
-            predicted = float(torch.einsum("bto,oi,bti->", g, step, x))
+            predicted = float(torch.einsum("no,oi,ni->", g, step, x))
             assert predicted == pytest.approx((loss(up, h) - loss(down, h)) / 2, rel=1e-5), name
 
 
@@ -110,9 +110,33 @@ def test_probe_of_all_rows() -> None:
     draw = torch.Generator().manual_seed(0)
     x, g, change = 1 + torch.randn(3, 5, 4, generator=draw), torch.randn(3, 5, 6, generator=draw), torch.randn(6, 4, generator=draw)
     expected = probe_by_loops(x, g, change)
-    assert probe(x, g, ALL, draw).kl(change) == pytest.approx(expected, rel=1e-5)
-    parts = [probe(x[:1], g[:1], ALL, draw), probe(x[1:], g[1:], ALL, draw)]
+    assert probe(Product.of(x, g), ALL, draw).kl(change) == pytest.approx(expected, rel=1e-5)
+    parts = [probe(Product.of(x[:1], g[:1]), ALL, draw), probe(Product.of(x[1:], g[1:]), ALL, draw)]
     assert joined(parts).kl(change) == pytest.approx(expected, rel=1e-5)
+
+
+def test_probe_of_experts() -> None:
+    """The same sum with ΔWₑ and the mean of each expert's own inputs: rows of one expert after the other, one of them without any."""
+    draw = torch.Generator().manual_seed(0)
+    x, g, change = 1 + torch.randn(3, 8, 4, generator=draw), torch.randn(3, 8, 6, generator=draw), torch.randn(3, 6, 4, generator=draw)
+    goes_to = torch.tensor([[0, 0, 2, 2, 2, 0, 0, 2], [2] * 8, [0, 2] * 4])
+    expected = 0.0
+    for chunk, grads, to in zip(x, g, goes_to, strict=True):
+        common = 0.0
+        for e in (0, 2):
+            rows, felt = chunk[to == e], grads[to == e]
+            common += sum(float(gs @ change[e] @ rows.mean(0)) for gs in felt) if len(rows) else 0.0
+            expected += sum(float(gs @ change[e] @ (xs - rows.mean(0))) ** 2 for xs, gs in zip(rows, felt, strict=True))
+        expected += common**2
+    order = goes_to.flatten().argsort(stable=True)
+    product = Product(
+        x.flatten(0, 1)[order], g.flatten(0, 1)[order], torch.arange(24)[order] // 8, goes_to.flatten()[order], 3, 8, n_expert=3
+    )
+    p = probe(product, ALL, draw)
+    assert p.reached.tolist() == [8, 0, 16]
+    felt = p.felt(change[0], 0) + p.felt(change[1], 1) + p.felt(change[2], 2)
+    assert p.kl_of(felt) == pytest.approx(expected / 2 / 24, rel=1e-5)
+    assert p.kl_of(p.felt(change[1], 1)) == p.kl_of(p.nothing()) == 0
 
 
 @pytest.mark.parametrize("n", [10, 40])
@@ -122,7 +146,7 @@ def test_probe_of_drawn_rows_is_right_on_average(n: int) -> None:
     x, g, change = 1 + torch.randn(2, 40, 4, generator=draw), torch.randn(2, 40, 6, generator=draw), torch.randn(6, 4, generator=draw)
     g[:, 0] *= 10  # an outlier, which rows drawn evenly would miss or count too often
     g -= g.mean(1, keepdim=True)
-    found = [probe(x, g, n, draw) for _ in range(400)]
+    found = [probe(Product.of(x, g), n, draw) for _ in range(400)]
     assert {p.x.shape for p in found} == {(n, 4)}
     values, expected = torch.tensor([p.kl(change) for p in found]), probe_by_loops(x, g, change)
     assert float(values.std()) < 0.8 * expected
@@ -131,7 +155,7 @@ def test_probe_of_drawn_rows_is_right_on_average(n: int) -> None:
 
 def test_probe_without_gradient_predicts_nothing() -> None:
     draw = torch.Generator().manual_seed(0)
-    p = probe(torch.randn(2, 8, 4), torch.zeros(2, 8, 6), 3, draw)
+    p = probe(Product.of(torch.randn(2, 8, 4), torch.zeros(2, 8, 6)), 3, draw)
     assert p.kl(torch.ones(6, 4)) == 0
     assert isinstance(p, Probe)
 
