@@ -92,7 +92,8 @@ class Observer:
         self.names: HfNames = names_of(self.model_type)
         self.layers = list(model.get_submodule(self.names.prefix.rstrip(".")))
         self.weights = weights
-        self.taps = [layer_wiring(self.config, i, weights.layer_names(i)) for i in range(self.config.n_layer)]
+        last = self.config.n_layer - 1  # of the file; an engine that runs more layers than it has shows these too
+        self.taps = [layer_wiring(self.config, i, weights.layer_names(i)) for i in (min(i, last) for i in range(len(self.layers)))]
         self.shown: set[str] = set()
         self.sink: Sink | None = None
         self.at = 0  # the layer that runs
@@ -108,7 +109,7 @@ class Observer:
     def showing(self, sink: Sink) -> Iterator[None]:
         """Every tap is shown to ``sink`` inside the block."""
         self.sink, self._turned = sink, set()
-        hooks = [hook for i, layer in enumerate(self.layers[: len(self.taps)]) for hook in self._layer_hooks(i, layer)]
+        hooks = [hook for i, layer in enumerate(self.layers) for hook in self._layer_hooks(i, layer)]
         top = [
             _on_input(self.layers[0], 0, partial(self._top_tap, "embd")),
             _on_output(self.model.get_submodule(self.names.top["output_norm"]), 0, partial(self._top_tap, "result_norm")),
@@ -168,7 +169,7 @@ class Observer:
     def _functions(self) -> Iterator[None]:
         """q and k after RoPE, which functions of the modelling module make and read: no sub-module does."""
         modeling: Any = importlib.import_module(type(self.model).__module__)
-        watched = {"apply_rotary_pos_emb": self._rotate, "eager_attention_forward": self._attend}
+        watched: dict[str, Any] = {"apply_rotary_pos_emb": self._rotate, "eager_attention_forward": self._attend}
         replaced = {name: getattr(modeling, name) for name in watched if hasattr(modeling, name)}
         for name, function in replaced.items():
             setattr(modeling, name, partial(watched[name], function))
