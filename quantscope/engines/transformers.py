@@ -20,6 +20,7 @@ from quantscope.engines.collect import Collector, Steps
 from quantscope.engines.transformers_hooks import Observer
 from quantscope.errors import EngineError, QuantscopeError
 from quantscope.language import english
+from quantscope.model.bf16_arithmetic import limits
 from quantscope.model.ops import exact_matmul
 from quantscope.sources.base import Source, show
 from quantscope.sources.resolve import open_source
@@ -57,7 +58,7 @@ def run(request: Request, collect: Collector) -> Trace:
         arch=seen.config.arch,
         tokens=request.tokens,
         dtype=request.dtype,
-        notes=_notes(seen),
+        notes=(*_left_out(seen), *(limits(seen.config.arch) if request.dtype == "bfloat16" else ())),
     )
     return Trace(origin, collect.complete())
 
@@ -73,7 +74,7 @@ def _observer(model: Any, weights: Weights) -> Observer:
         ) from e
 
 
-def _notes(seen: Observer) -> tuple[str, ...]:
+def _left_out(seen: Observer) -> tuple[str, ...]:
     """Which taps are missing, and that is no difference."""
     if not seen.unseen:
         return ()
