@@ -4,6 +4,7 @@
 
     one-token     at position 0 attention returns v: q, k, RoPE, scale, mask and cache change nothing
     repeated      all values are equal, so all rows are:            error of a tap = NMSE(its first row, its rows)
+                  (not with positions in the stream or with sinks: there against a reference)
     prefix        what follows changes nothing before:              NMSE(rows of the whole text, the prefix run alone)
     decode        token by token over the cache as in one batch:    NMSE(rows of the batch, rows of the steps)
 
@@ -33,7 +34,7 @@ from quantscope.metrics import nmse
 from quantscope.model.arithmetic import Arithmetic
 from quantscope.model.bf16_arithmetic import Bf16Arithmetic
 from quantscope.model.ggml_arithmetic import ggml_arithmetic
-from quantscope.model.taps import graph_order
+from quantscope.model.taps import graph_order, stem_of
 from quantscope.sources.base import Source
 from quantscope.sources.resolve import open_source
 from quantscope.tokenizers import check_ids, from_source
@@ -45,7 +46,8 @@ Conclusion: TypeAlias = Literal["agrees", "differs", "not judged", "failed"]
 Taps: TypeAlias = Mapping[str, Tensor]
 
 N_REPEATED = 4  # as the probe says
-TURNED = ("Qcur-", "Kcur-", "Qcur_latent-", "Kcur_latent-")  # differ from position to position by RoPE
+TURNED = ("Qcur", "Kcur", "Qcur_latent", "Kcur_latent")  # differ from position to position by RoPE
+TURNED_THEN_NORMED = (*TURNED, "Qcur_normed", "Kcur_normed")
 MAPS = "kq_soft_max"  # rows grow from position to position
 
 # faults of the catalogue that change no output (layer output, logits) of a run, whatever the weights
@@ -181,6 +183,18 @@ class _Judge:
         self._weights, self._emulated = weights, emulated
         self._known: dict[tuple[int, ...], Mapping[str, float]] = {}
 
+    @property
+    def rows_alike(self) -> bool:
+        """Whether a token repeated gives rows that are the same: not where positions are added to the stream, nor with attention sinks,
+        whose share of the scores falls from row to row."""
+        layer_names = self._weights.layer_names(0)
+        return "position_embd.weight" not in self._weights.top_names() and "attn_sinks.weight" not in layer_names
+
+    @property
+    def turned(self) -> tuple[str, ...]:
+        """Taps that RoPE makes differ from row to row."""
+        return TURNED if self._weights.config.block.qk_norm == "before" else TURNED_THEN_NORMED
+
     def floors(self, tokens: tuple[int, ...]) -> Mapping[str, float]:
         if tokens not in self._known:
             exact: Taps = {} if self._emulated is None else batch(self._weights, tokens)
@@ -196,9 +210,9 @@ def _result(
     if isinstance(trace, QuantscopeError):
         return replace(plain, error=str(trace))
     whole = made["text"] if probe.name in ("prefix", "decode") else trace
-    if not probe.alone or isinstance(whole, QuantscopeError):
+    if not probe.alone or isinstance(whole, QuantscopeError) or (probe.name == "repeated" and not judge.rows_alike):
         return replace(plain, trace=trace, conclusion="not judged")
-    errors = own_errors(probe.name, _values(trace), _values(whole))
+    errors = own_errors(probe.name, _values(trace), _values(whole), judge.turned)
     floors = judge.floors(tokens)
     allowed = {tap: floors.get(tap, EXACT_FLOOR) for tap in errors}
     beyond = [tap for tap in errors if not errors[tap] <= allowed[tap]]  # NaN is beyond
@@ -221,10 +235,10 @@ def _values(trace: Trace) -> Taps:
     return {tap: full.values for tap in trace.taps if not tap.startswith(MAPS) and (full := trace.find(tap, Full)) is not None}
 
 
-def own_errors(name: str, taps: Taps, whole: Taps) -> dict[str, float]:
-    """Tap → NMSE of a probe against itself or against the whole prompt: [T,channels] each."""
+def own_errors(name: str, taps: Taps, whole: Taps, turned: Sequence[str] = TURNED) -> dict[str, float]:
+    """Tap → NMSE of a probe against itself or against the whole prompt: [T,channels] each.  turned: taps whose rows differ by RoPE."""
     if name == "repeated":
-        return {tap: _nmse(x[:1].expand_as(x), x) for tap, x in taps.items() if not tap.startswith(TURNED)}
+        return {tap: _nmse(x[:1].expand_as(x), x) for tap, x in taps.items() if stem_of(tap) not in turned}
     return {tap: _nmse(whole[tap][: len(x)], x) for tap, x in taps.items() if tap in whole}
 
 

@@ -17,7 +17,7 @@ from quantscope.fingerprint import estimate_nmse, fingerprint
 from quantscope.language import english
 from quantscope.metrics import nmse
 from quantscope.model.arithmetic import EXACT, Arithmetic
-from quantscope.model.bf16_arithmetic import Bf16Arithmetic
+from quantscope.model.bf16_arithmetic import Bf16Arithmetic, limits
 from quantscope.model.forward import KVCache, forward
 from quantscope.model.ggml_arithmetic import ggml_arithmetic
 from quantscope.model.taps import CHOSEN, stem_of
@@ -67,7 +67,7 @@ def run(request: Request, collect: Collector, weights: Weights | None = None) ->
         dtype="bfloat16" if request.arithmetic == "bf16" else request.dtype,
         config=_config(weights, len(request.tokens)),
         predicted=_predicted(ids, weights, collect, request.kv) if request.predict and request.arithmetic == "exact" else None,
-        notes=routed.notes(weights.config),
+        notes=(*routed.notes(weights.config), *(limits(weights.config.arch) if request.arithmetic == "bf16" else ())),
     )
     return Trace(origin, collect.complete())
 

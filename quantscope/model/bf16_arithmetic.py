@@ -12,6 +12,8 @@ bfloat16 keeps 8 significant bits, so rounding changes a value by up to 2⁻⁸ 
 
 The same operations of torch are called in the same order.  What comes in and goes out is float32 that holds bfloat16 values.
 
+That is so for the architectures in TO_THE_BIT; ``limits`` says it of the others.
+
 Source: modeling_llama.py, modeling_qwen2.py and modeling_qwen3.py of Transformers 5 (``eager_attention_forward``, ``apply_rotary_pos_emb``,
 ``LlamaRMSNorm``, ``LlamaMLP``).
 """
@@ -27,13 +29,32 @@ from torch import Tensor
 
 from quantscope.arch.config import Activation, RopeConfig
 from quantscope.errors import UnsupportedFeatureError
+from quantscope.language import english
 from quantscope.model import ops
 from quantscope.model.arithmetic import Arithmetic, cast
 from quantscope.model.ops import PLAIN, Scores
 from quantscope.model.rope import RopeTables, frequencies
 from quantscope.weights import WeightProvider
+from quantscope.wording import listed
 
 BF16 = torch.bfloat16
+# architectures whose taps are Transformers' own to the bit; others that are not refused round somewhere else too: OLMo 2 in the norms,
+# ERNIE 4.5 in RoPE, Granite and MiniCPM3 where the embedding is scaled, Ministral 3 where q is
+TO_THE_BIT = ("llama", "qwen2", "qwen3", "smollm3", "seed_oss", "hunyuan-dense", "glm4", "phi3")
+
+
+def limits(arch: str) -> tuple[str, ...]:
+    """What to say of a run in bfloat16, or of one that stands for it: that its prediction is no more than near, or nothing."""
+    if arch in TO_THE_BIT:
+        return ()
+    return (
+        english(
+            "What Transformers rounds in bfloat16 is emulated to the bit for {known}, not for {arch}: a floor predicted for it is an "
+            "estimate. Compare in float32 to be sure.",
+            known=listed(TO_THE_BIT),
+            arch=arch,
+        ),
+    )
 
 
 def unsupported(feature: str) -> UnsupportedFeatureError:

@@ -29,6 +29,12 @@ STRINGS: Mapping[str, str] = {
     "This CPU has AMX tiles: llama.cpp ran without them and without interleaved weights, in its plain CPU code.": (
         "このCPUにはAMXタイルがあるが、llama.cppはそれを使わず、重みのインターリーブもせず、通常のCPUコードで実行した。"
     ),
+    "Transformers has no module that shows {taps} of this model: these taps are left out.": (
+        "このモデルの{taps}を出力するモジュールがTransformersにないため、これらのタップは除いた。"
+    ),
+    "What Transformers rounds in bfloat16 is emulated to the bit for {known}, not for {arch}: a floor predicted for it is an estimate. Compare in float32 to be sure.": (
+        "Transformersのbfloat16の丸めを1ビットまで再現できるのは{known}で、{arch}ではそうでない。予測した下限は目安である。確かめるにはfloat32で比較する。"
+    ),
     "Observing every operation changed no bit of the logits.": "全演算を観測してもlogitは1ビットも変わらなかった。",
     "Observing the operations changed the logits by an NMSE of {error}: llama.cpp fuses some of them otherwise.": (
         "演算を観測するとlogitがNMSE {error}だけ変わった：観測しない場合、llama.cppは一部の演算を融合する。"

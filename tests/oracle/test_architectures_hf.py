@@ -11,8 +11,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from quantscope.arch.names import HF_TYPES
-from quantscope.engines import Request, run
-from quantscope.errors import CorruptFileError, EngineError, MissingTensorError, PromptError, ShapeError, UnsupportedFeatureError
+from quantscope.errors import CorruptFileError, MissingTensorError, PromptError, ShapeError, UnsupportedFeatureError
 from quantscope.metrics import nmse
 from quantscope.model.forward import forward
 from quantscope.sources.resolve import open_source
@@ -71,12 +70,6 @@ def test_a_missing_expert_is_a_shape_that_differs(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(MissingTensorError, match=r"model\.layers\.1\.mlp\.experts\.0\.down_proj\.weight"):
         Weights(open_source(tmp_path))
-
-
-def test_transformers_says_what_it_observes(tmp_path: Path) -> None:
-    make_hf_arch(tmp_path, "gemma")
-    with pytest.raises(EngineError, match="observes llama, qwen2, qwen3, found gemma"):
-        run(Request("transformers", str(tmp_path), (1, 2, 3)))
 
 
 @pytest.mark.parametrize("case", ["gpt2", "bloom", "qwen3", "gpt_neox"])
