@@ -189,11 +189,11 @@ class Observer:
 
     def _attend(self, attend: Any, module: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **more: Any) -> Any:
         """Shows what the scores are made of, where no rotation of whole heads did, and the values that no module has as they are used."""
-        c, T = self.config, q.shape[-2]
+        T = q.shape[-2]
         now_k, now_v = k[..., -T:, :], v[..., -T:, :]  # a cache's positions come first
-        if self.at not in self._turned and c.block.qk_norm == "before" and not c.temperature:  # else something else comes after RoPE
+        if self.at not in self._turned:
             self._heads(q, now_k)
-        if c.latent or c.clamp_qkv:
+        if self.config.latent or self.config.clamp_qkv:
             self._show(f"Vcur-{self.at}", _rows(now_v.transpose(1, 2)))
         return attend(module, q, k, v, *args, **more)
 

@@ -18,6 +18,7 @@ from quantscope.errors import EngineError, UnsupportedArchitectureError
 from quantscope.metrics import nmse
 from quantscope.model.taps import stem_of
 from quantscope.trace import Full, Trace
+from tests.arch_models import make_arch
 from tests.hf_arch_models import CASES, make_hf_arch
 
 MAX_NMSE = 1e-10
@@ -36,8 +37,8 @@ LEFT_OUT: dict[str, frozenset[str]] = {
 }
 
 
-def traces(folder: Path, ids: Sequence[int] = IDS, *, steps: bool = False) -> tuple[Trace, Trace]:
-    ref, test = (run(Request(name, str(folder), tuple(ids), steps=steps)) for name in ("reference", "transformers"))
+def traces(model: Path, ids: Sequence[int] = IDS, *, steps: bool = False) -> tuple[Trace, Trace]:
+    ref, test = (run(Request(name, str(model), tuple(ids), steps=steps)) for name in ("reference", "transformers"))
     return ref, test
 
 
@@ -117,6 +118,20 @@ def test_another_value_in_the_config_is_located(case: str, tmp_path: Path) -> No
     found = compare(ref, run(Request("transformers", str(tmp_path), IDS)), same_file=False).first_divergence
     assert found is not None
     assert found.tap == first
+
+
+# ---- GGUF files, which Transformers' own loader reads --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("arch", "first"), [("qwen2", None), ("starcoder2", None), ("nemotron", "Qcur-0")])
+def test_a_gguf_file(arch: str, first: str | None, tmp_path: Path) -> None:
+    """Nemotron's loader does not read rope.dimension_count: it turns half a head, where the file says all of it."""
+    file = tmp_path / "m.gguf"
+    make_arch(file, arch)
+    ref, test = traces(file)
+    assert set(test.taps) == set(ref.taps)
+    found = compare(ref, test).first_divergence
+    assert (found.tap if found else None) == first
 
 
 # ---- bfloat16 ------------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from quantscope.metrics import nmse
 from quantscope.sources.resolve import open_source
 from quantscope.trace import Full, Origin, Trace, full_trace
 from quantscope.weights import Weights
+from tests.hf_arch_models import make_hf_arch
 from tests.models import STORIES, STORIES_PROMPT, make_gguf
 
 ZERO = 1e-11  # NMSE of outputs that are the same but for the order of float32 sums
@@ -199,3 +200,13 @@ def test_only_the_named_probes_and_what_is_refused() -> None:
         run_probes(REQUEST, [])
     with pytest.raises(UsageError):
         run_probes(Request("candle", str(STORIES), ()), STORIES_PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("case", "conclusion"), [("gpt2", "not judged"), ("gpt_oss", "not judged"), ("hunyuan_v1_dense", "agrees"), ("bloom", "agrees")]
+)
+def test_rows_of_a_repeated_token_that_differ_and_are_right(case: str, conclusion: str, tmp_path: Path) -> None:
+    """Positions in the stream and sinks: judged against the reference only.  q and k normed after RoPE differ, the other taps do not."""
+    make_hf_arch(tmp_path, case)
+    (found,) = run_probes(Request("reference", str(tmp_path), ()), (5, 17, 99, 3), ["repeated"])
+    assert found.conclusion == conclusion
