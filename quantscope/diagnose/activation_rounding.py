@@ -33,7 +33,13 @@ from quantscope.quants.activations import round_activations
 from quantscope.quants.integers import LAYOUTS
 from quantscope.weights import WeightProvider
 
-TAP_OF = {product: stem for stem, products in READ_BY.items() for product in products}
+OF_OTHERS = {  # products that other models than Llama have there; those with no tap before them, as of experts, are always rounded
+    "attn_norm": ("attn_qkv", "attn_q_a", "attn_kv_a_mqa"),
+    "ffn_norm": ("ffn_gate_inp", "ffn_gate_shexp", "ffn_up_shexp"),
+    "ffn_swiglu": ("ffn_down_shexp",),
+}
+READS = {stem: (*products, *OF_OTHERS.get(stem, ())) for stem, products in READ_BY.items()}
+TAP_OF = {product: stem for stem, products in READS.items() for product in products}
 MOST_CHANNELS = 8  # named
 MOST_LEFT = 0.5  # above this share of the logits' error, others make more of it than the places named
 NEAR_TIE = 0.1  # [nats] between the logits of two tokens: one is 10 % more probable than the other
@@ -98,7 +104,7 @@ class ExactAt(GgmlArithmetic):
 
     def linear(self, x: Tensor, w: Mapping[str, Tensor], name: str, *, scale_last: bool = False) -> Tensor:
         assert isinstance(w, _Placed)  # what layer() and top() give
-        if TAP_OF[name] + w.suffix in self.places:
+        if name in TAP_OF and TAP_OF[name] + w.suffix in self.places:
             return ops.linear(x, w, name, scale_last=scale_last)
         return super().linear(x, w, name, scale_last=scale_last)
 
@@ -218,7 +224,8 @@ def _channels(weights: WeightProvider, ids: Tensor, kv: KVType, places: Collecti
     for place in places:
         stem, layer = place_of(place)
         w = m.top(weights, torch.float32) if layer is None else m.layer(weights, layer, torch.float32)
-        found += channels(place, seen.taps[place][0], [(w.type_of(f"{p}.weight"), w[f"{p}.weight"]) for p in READ_BY[stem]])
+        products = [f"{product}.weight" for product in READS[stem] if f"{product}.weight" in w]
+        found += channels(place, seen.taps[place][0], [(w.type_of(name), w[name]) for name in products])
     return tuple(sorted(found, key=lambda c: -c.share)[:MOST_CHANNELS])
 
 

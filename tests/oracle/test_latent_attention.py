@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from quantscope.diagnose.activation_rounding import activation_rounding
 from quantscope.diagnose.altered import Altered, attending, turning
 from quantscope.diagnose.local import causes
 from quantscope.diagnose.replay import replay
@@ -174,3 +175,12 @@ def test_another_matrix_of_the_values_is_convicted(tmp_path: Path) -> None:
     path = make_arch(tmp_path / "engine.gguf", BY_HEAD, edit=edit)
     found = replay(replayed_engine(path, ggml_arithmetic("F16")), original)
     assert [row.tap for row in found.those("convicted")] == ["kqv_out-1"]
+
+
+def test_a_token_that_activation_rounding_changes() -> None:
+    """The search for the products that do it, some of which a model like Llama does not have."""
+    weights, ids = Weights(open_source(model(BY_HEAD, "Q4_0")), keep=True), torch.tensor([[133, 185, 222, 246]])
+    found = activation_rounding(weights, ids)
+    assert found is not None
+    assert "attn_norm-1" in found.places
+    assert found.left < 0.5

@@ -120,7 +120,8 @@ def test_several_places_when_no_single_one_is_enough(tmp_path: Path) -> None:
 
 
 def test_every_product_has_its_tap() -> None:
-    assert set(TAP_OF) == {*LINEARS, "output"}
+    of_others = {"attn_qkv", "attn_q_a", "attn_kv_a_mqa", "ffn_gate_inp", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"}
+    assert set(TAP_OF) == {*LINEARS, "output"} | of_others
     assert {f"{stem}-0" if stem != "result_norm" else stem for stem in READ_BY} <= set(tap_names(1))
 
 
