@@ -28,12 +28,13 @@ from torch import Tensor
 from quantscope.metrics import nmse
 from quantscope.model.ops import exact_matmul
 from quantscope.model.taps import MAKERS, stem_of
-from quantscope.model.wiring import readers
+from quantscope.model.wiring import layer_wiring, readers
 from quantscope.qtypes import QuantType
 from quantscope.quants import encode
 from quantscope.quants.codes import LAYOUTS, Bytes
 from quantscope.remedy.curvature import embedding_curvature
 from quantscope.remedy.equalize import POWERS, Equalized, of_maker, scales
+from quantscope.remedy.experts import STACKS, Improve, Inputs, Stack, corrected_stack, importance_of, plain_stack
 from quantscope.remedy.refit import Product, Sums, bias, gain, product_error, target
 from quantscope.remedy.rounding import descended, error_feedback, output_error, rescaled
 from quantscope.remedy.supported import check_remediable
@@ -41,6 +42,8 @@ from quantscope.remedy.two_models import Rounded, Text
 from quantscope.weights import Weights
 
 METHODS = ("equalize", "scales", "rounding", "norms", "bias")
+# correction of a matrix's values → how it is made; where both are wanted the first, which has the other in it
+HOW: dict[str, Improve] = {"rounding": lambda goal, plain, gram, qtype: _improved(goal, gram, qtype), "scales": rescaled}
 CURVED_CHUNKS = 16  # of each text, for the curvature at the embedding
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 NORMS = {"attn_norm": "attn_norm.weight", "ffn_norm": "ffn_norm.weight", "result_norm": "output_norm.weight"}  # tap → its weight
@@ -128,12 +131,15 @@ class _Job:
         self.original = Equalized(file)
         self.rounded = Rounded(self.original, types)
         self.methods, self.config = methods, file.config
+        self.how = next((method for method in HOW if method in methods), None)
         self.ids = calibration, elsewhere
         self.rows: list[Row] = []
         self.importance: dict[str, Tensor] = {}
         self.notes: list[str] = []
         if "bias" in methods and self.config.arch not in BIASES:
             self.notes.append(f"no bias was corrected: llama.cpp loads none with the architecture {self.config.arch}.")
+        if self.config.experts is not None and {"norms", "equalize"} & methods:
+            self.notes.append("the norms before experts were neither re-tuned nor equalized: not every token goes through what reads them.")
         self.texts = [Text(ids, self.original, self.rounded) for ids in self.ids]
 
     def result(self) -> Corrected:
@@ -171,12 +177,29 @@ class _Job:
     def correct_layer(self, i: int) -> None:
         if "equalize" in self.methods:
             for tap in MAKERS:
-                self._equalize(i, tap)
+                if tap != self._read_by_experts(i):
+                    self._equalize(i, tap)
         for tap, names in readers(self.config, i, self.original.layer_names(i)).items():
             stem = stem_of(tap)
             self._correct_readers(i, stem, [f"blk.{i}.{name}.weight" for name in names], f"blk.{i}.{NORMS.get(stem)}")
+        there = self.original.layer_names(i)
+        for stacks in STACKS:
+            self._correct_experts(i, [stem for stem in stacks if self._quantized(there.get(f"{stem}.weight", ""))])
         for text in self.texts:
             text.advance(i)
+
+    def _read_by_experts(self, i: int) -> str | None:
+        """The tap that the experts of a layer read."""
+        return layer_wiring(self.config, i, self.original.layer_names(i))["ffn_moe_logits"][0] if self.config.routes(i) else None
+
+    def _correct_experts(self, i: int, stems: Sequence[str]) -> None:
+        """The stacks that read the same inputs."""
+        if not stems:
+            return
+        original = self.texts[0].expert_inputs(i, stems[0], own=False)
+        own = [text.expert_inputs(i, stems[0], own=True) for text in self.texts]
+        for stem in stems:
+            self._round_experts(i, f"blk.{i}.{stem}.weight", original, own)
 
     def correct_head(self) -> None:
         name = self.original.top_names()["output.weight"]
@@ -191,7 +214,8 @@ class _Job:
         sums: Sequence[Sums] = [text.sums(i, tap) for text in self.texts]
         for name in quantized:
             self._round(i, name, sums)
-        if "norms" in self.methods and tap in NORMS and f"{norm.removesuffix('weight')}bias" not in self.original.file.names():
+        retunes = "norms" in self.methods and tap in NORMS and not (i < self.config.n_layer and tap == self._read_by_experts(i))
+        if retunes and f"{norm.removesuffix('weight')}bias" not in self.original.file.names():
             sums = self._retune(i, norm, [name for name in matrices if name in self.original.file.names()], sums)
         if "bias" in self.methods:
             for name in quantized:
@@ -219,17 +243,35 @@ class _Job:
         plain = self._plain(name, None if name == HEAD else here.importance)
         assert plain is not None
         self.importance[name] = here.importance.float()
-        how = next((method for method in ("rounding", "scales") if method in self.methods), None)
-        if how is None:
+        if self.how is None:
             return
-        w = self.original.get(name).double()
-        goal = target(w, here)
-        new = _improved(goal, here.own, qtype) if how == "rounding" else rescaled(goal, plain, here.own, qtype)
+        new = HOW[self.how](target(self.original.get(name).double(), here), plain, here.own, qtype)
 
         def apply(to: Bytes) -> None:
             self.rounded.bytes[name] = to
 
-        self._try(i, name, how, lambda: [self._error([name], s) for s in sums], lambda: apply(new), lambda: apply(plain))
+        self._try(i, name, self.how, lambda: [self._error([name], s) for s in sums], lambda: apply(new), lambda: apply(plain))
+
+    def _round_experts(self, i: int, name: str, original: Inputs, own: Sequence[Inputs]) -> None:
+        n_expert, _, n_in = self.original.shape(name)
+        qtype, importance = self.rounded.types[name], importance_of(original, n_expert, n_in)
+
+        def matrix(e: int) -> Tensor:
+            return self.original.band(name, slice(e, e + 1))[0]
+
+        raw = plain_stack(matrix, importance, qtype)
+        self.importance[name] = importance.flatten()
+        self.rounded.bytes[name] = raw.reshape(-1)
+        if self.how is None:
+            return
+        before, after = corrected_stack(matrix, raw, own, qtype, HOW[self.how])
+        now = before
+
+        def apply(to: Stack) -> None:
+            nonlocal now
+            now, self.rounded.bytes[name] = to, to.raw.reshape(-1)
+
+        self._try(i, name, self.how, lambda: list(now.errors), lambda: apply(after), lambda: apply(before))
 
     def _retune(self, i: int, norm: str, readers: Sequence[str], sums: Sequence[Sums]) -> Sequence[Sums]:
         """The norm weight times what best gives the readers' outputs; the sums as they are then."""

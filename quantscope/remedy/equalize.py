@@ -54,7 +54,7 @@ class Equalized(OnTop):
         return self.band(name)
 
     def layer(self, i: int) -> Mapping[str, Tensor]:
-        return LazyTensors(self.layer_names(i), self.band)
+        return LazyTensors(self.layer_names(i), self.band, lambda name, n: self.band(name, slice(n, n + 1))[0])
 
     def top(self, ids: slice = ALL_IDS) -> Mapping[str, Tensor]:
         return top_tensors(self.top_names(), ids, self.band)

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from quantscope.metrics import kl_nats
 from quantscope.model.forward import embed, head, layer, tables
-from quantscope.model.taps import Tap, stem_of
+from quantscope.model.taps import EMBD, Tap, stem_of
 from quantscope.qtypes import QuantType
 from quantscope.quants import decode
 from quantscope.quants.codes import Bytes
 from quantscope.remedy.equalize import Equalized
+from quantscope.remedy.experts import Inputs, Routed
 from quantscope.remedy.refit import Sums
 from quantscope.weights import ALL_IDS, LazyTensors, OnTop, top_tensors
 
@@ -33,7 +34,9 @@ class Rounded(OnTop):
         if name in self.floats:
             return self.floats[name][ids]
         if name in self.bytes:
-            return torch.from_numpy(decode(self.bytes[name], self.types[name])).reshape(self.base.shape(name))[ids]
+            n_rows, *inner = self.base.shape(name)
+            rows = self.bytes[name].reshape(n_rows, -1)[ids]  # of a stack each matrix is a row
+            return torch.from_numpy(decode(rows.reshape(-1), self.types[name])).reshape(-1, *inner)
         return self.base.band(name, ids)
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
@@ -45,7 +48,7 @@ class Rounded(OnTop):
         return {**self.inner.layer_names(i), **added}
 
     def layer(self, i: int) -> Mapping[str, Tensor]:
-        return LazyTensors(self.layer_names(i), self.get)
+        return LazyTensors(self.layer_names(i), self.get, lambda name, n: self.get(name, slice(n, n + 1))[0])
 
     def top(self, ids: slice = ALL_IDS) -> Mapping[str, Tensor]:
         return top_tensors(self.top_names(), ids, self.get)
@@ -82,8 +85,11 @@ class Text:
         return found
 
     def _inputs(self, i: int, tap: str, hidden: Sequence[Tensor], w: Equalized | Rounded) -> Iterator[Tensor]:
-        """[T,channels] of each chunk."""
+        """[T,channels] of each chunk.  What layer i − 1 or the embedding has made is the state before layer i."""
         for h in hidden:
+            if tap in (EMBD, "l_out"):
+                yield h[0]
+                continue
             try:
                 if i < w.config.n_layer:
                     layer(h, w.layer(i), i, w.config, tables(h, w), _Until(tap))
@@ -91,6 +97,14 @@ class Text:
                     head(h, w.top(), w.config, _Until(tap))
             except _Seen as seen:
                 yield seen.value[0]
+
+    def expert_inputs(self, i: int, stack: str, *, own: bool) -> Inputs:
+        """What the experts of a stack of layer i multiply in the corrected model, or in the original."""
+        seen = Routed(stack)
+        hidden, w = (self.own, self.rounded) if own else (self.before, self.original)
+        for h in hidden:
+            layer(h, w.layer(i), i, w.config, tables(h, w), m=seen)
+        return seen.inputs()
 
     def advance(self, i: int) -> None:
         """Past layer i."""
